@@ -1,0 +1,258 @@
+"""Use and score a model: upscale a picture of any size, and score a set of pictures, one row per picture.
+
+Models come from `weights.py` or `models.py`, pictures from `datasets.py` or `images.py`; pictures and tables go back to the
+caller. Anything callable as `model(lr, scale) -> sr` can be scored, so bicubic interpolation is a model here too.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from srlab import datasets, images, metrics, runtime
+from srlab.resize import imresize
+from srlab.upsamplers import checked_scale
+
+Model = Callable[[Tensor, int], Tensor]
+"""lr (B, 3, h, w) in [0, 1], scale -> sr (B, 3, h * scale, w * scale)."""
+
+WHOLE_PIXELS = 512 * 512
+"""Pictures with more LR pixels than this are cut into tiles unless the caller says otherwise."""
+TILE = 256
+GLOBAL_OVERLAP = 32
+
+
+class Bicubic(nn.Module):
+    """Bicubic interpolation (MATLAB's rule) as a model: the baseline of every table."""
+
+    scales = None
+    receptive_radius = 2
+
+    def forward(self, lr: Tensor, scale: int) -> Tensor:
+        return imresize(lr, checked_scale(scale))
+
+
+class Tile(NamedTuple):
+    """One tile in LR pixels: what is read, and where in it the part that is kept lies."""
+
+    read: tuple[slice, slice]
+    keep: tuple[slice, slice]
+    place: tuple[slice, slice]
+
+
+@torch.no_grad()
+def upscale(
+    model: Model,
+    lr: Tensor,
+    scale: int,
+    tile: int | None = None,
+    self_ensemble: bool = False,
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """Upscale a picture of any size.
+
+    Args:
+        model: an `SRModel`, or anything callable as `model(lr, scale)`.
+        lr: (3, h, w) or (B, 3, h, w); uint8, or float in [0, 1].
+        scale: integer factor.
+        tile: side of the tiles in LR pixels; 0 never cuts, None cuts pictures above 512 x 512 LR pixels. Tiles overlap by the
+            model's receptive radius, so the result is that of the whole picture. A model that looks at the whole picture has
+            no such radius: then a warning says that results differ a little.
+        self_ensemble: average over the eight flips and rotations of the picture; eight times the work.
+        progress: show a bar while there are several tiles.
+
+    Returns:
+        (3, h * scale, w * scale) or with batch axis, as `lr` came: 8-bit in, 8-bit out; float in, float out, not clamped. On
+        the device of `lr`.
+
+    Raises:
+        ValueError: `lr` is no picture, or the model returned another size than it should.
+        ScaleError: the model cannot serve this scale.
+    """
+    scale = checked_scale(scale)
+    if lr.ndim not in (3, 4) or lr.shape[-3] != 3 or 0 in lr.shape:
+        raise ValueError(f"lr has shape {tuple(lr.shape)}, expected (3, h, w) or (B, 3, h, w)")
+    if tile is not None and tile < 0:
+        raise ValueError(f"tile is {tile}, expected a side in LR pixels, 0 for no tiles or None to decide by size")
+    eight_bit = lr.dtype == torch.uint8
+    batch = lr if lr.ndim == 4 else lr[None]  # (B, 3, h, w)
+    h, w = batch.shape[-2:]
+    if tile is None:
+        tile = TILE if h * w > WHOLE_PIXELS else 0
+    tiles = list(_tiles(h, w, tile or max(h, w), _overlap(model) if tile else 0))
+    device = next((p.device for p in model.parameters()), lr.device) if isinstance(model, nn.Module) else lr.device
+    sr = torch.empty(len(batch), 3, h * scale, w * scale, dtype=batch.dtype, device=lr.device)
+    run = _eight_ways if self_ensemble else _once
+    with _evaluation(model):
+        for part in tqdm(tiles, desc=f"x{scale}", unit="tile", disable=not progress or len(tiles) == 1, leave=False):
+            piece = batch[..., *part.read]
+            piece = (images.to_float(piece) if eight_bit else piece).to(device)
+            painted = run(model, piece.contiguous(memory_format=torch.channels_last), scale)
+            kept = painted[..., *(_times(side, scale) for side in part.keep)]
+            sr[..., *(_times(side, scale) for side in part.place)] = images.to_uint8(kept) if eight_bit else kept
+    return sr if lr.ndim == 4 else sr[0]
+
+
+def benchmark(
+    model: Model,
+    dataset: str | Path | datasets.ImageSet,
+    scale: int,
+    *,
+    tile: int | None = None,
+    self_ensemble: bool = False,
+    protocol: metrics.Protocol = metrics.STANDARD,
+    progress: bool = True,
+    partial: Path | None = None,
+) -> pd.DataFrame:
+    """Score a model on every picture of a set, in the protocol of the field.
+
+    Args:
+        model: as in `upscale`.
+        dataset: a set's name, a folder, or an `ImageSet`.
+        scale: integer factor.
+        tile, self_ensemble: as in `upscale`.
+        protocol: how PSNR and SSIM are taken; its sentence is in the table's `attrs["protocol"]`.
+        progress: show a bar.
+        partial: CSV file that receives each row at once; a killed run finds its rows there and goes on. Rows of another
+            model, set, scale or protocol are not taken for this one's.
+
+    Returns:
+        A row per picture: dataset, scale, image, psnr_y (dB), ssim_y, seconds (upscaling alone).
+
+    Raises:
+        ValueError: see `upscale`; the model returned values that are not finite.
+    """
+    pictures = dataset if isinstance(dataset, datasets.ImageSet) else datasets.load(dataset)
+    scale = checked_scale(scale)
+    key = {"dataset": pictures.name, "scale": scale, "model": fingerprint(model), "ensemble": int(self_ensemble)}
+    key["protocol"] = protocol.line(scale)
+    done = _rows_so_far(partial, key)
+    rows = []
+    bar = tqdm(pictures.names, desc=f"{pictures.name} x{scale}", unit="picture", disable=not progress, leave=False)
+    for index, name in enumerate(bar):
+        if name not in done:
+            lr, hr = pictures.pair(index, scale)
+            started = time.perf_counter()
+            sr = upscale(model, lr, scale, tile, self_ensemble)
+            seconds = time.perf_counter() - started
+            done[name] = {"image": name, "psnr_y": protocol.psnr(sr, hr, scale), "ssim_y": protocol.ssim(sr, hr, scale)}
+            done[name]["seconds"] = round(seconds, 4)
+            if partial:
+                _append(partial, key | done[name])
+        rows.append({"dataset": pictures.name, "scale": scale, **done[name]})
+    table = pd.DataFrame(rows)
+    table.attrs["protocol"] = protocol.line(scale)
+    return table
+
+
+def fingerprint(model: Model) -> str:
+    """Twelve hex digits that change when a weight changes; the name for models without weights."""
+    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+        return getattr(model, "__name__", type(model).__name__)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:12]
+
+
+def _once(model: Model, lr: Tensor, scale: int) -> Tensor:
+    sr = model(lr, scale)
+    expected = (*lr.shape[:-2], lr.shape[-2] * scale, lr.shape[-1] * scale)
+    if sr.shape != expected:
+        raise ValueError(
+            f"the model made {tuple(sr.shape)} from {tuple(lr.shape)} at x{scale}, expected {expected}: is it a model for "
+            f"another scale, or does it pad its input without cutting the padding off?"
+        )
+    if not torch.isfinite(sr).all():
+        raise ValueError("the model's output holds NaN or infinite values: are its weights whole?")
+    return sr
+
+
+def _eight_ways(model: Model, lr: Tensor, scale: int) -> Tensor:
+    """Mean over the flips and the transposition of the picture, each undone on the output."""
+    total = torch.zeros((), device=lr.device)
+    for transpose in (False, True):
+        for axes in ((), (-1,), (-2,), (-1, -2)):
+            turned = (lr.mT if transpose else lr).flip(axes)
+            sr = _once(model, turned, scale).flip(axes)
+            total = total + (sr.mT if transpose else sr)
+    return total / 8
+
+
+class _evaluation:
+    """Evaluation mode for the time of a `with`, then back to what it was."""
+
+    def __init__(self, model: Model):
+        self.model = model if isinstance(model, nn.Module) else nn.Identity()
+
+    def __enter__(self) -> None:
+        runtime.tune_allocator()
+        self.was_training = self.model.training
+        if self.was_training:
+            self.model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        if self.was_training:
+            self.model.train()
+
+
+def _overlap(model: Model) -> int:
+    radius = getattr(model, "receptive_radius", None)
+    if radius is None:
+        warnings.warn(
+            f"{type(model).__name__} looks at the whole picture (or does not say how far it looks): tiles overlap by "
+            f"{GLOBAL_OVERLAP} pixels and differ a little from the whole picture; tile=0 turns tiles off",
+            stacklevel=3,
+        )
+        return GLOBAL_OVERLAP
+    return radius
+
+
+def _tiles(h: int, w: int, side: int, overlap: int) -> Iterator[Tile]:
+    for top in range(0, h, side):
+        for left in range(0, w, side):
+            read, keep, place = [], [], []
+            for start, length in ((top, h), (left, w)):
+                stop = min(start + side, length)
+                first, last = max(0, start - overlap), min(length, stop + overlap)
+                read.append(slice(first, last))
+                keep.append(slice(start - first, stop - first))
+                place.append(slice(start, stop))
+            yield Tile(tuple(read), tuple(keep), tuple(place))
+
+
+def _times(side: slice, scale: int) -> slice:
+    return slice(side.start * scale, side.stop * scale)
+
+
+def _rows_so_far(partial: Path | None, key: dict[str, object]) -> dict[str, dict[str, object]]:
+    if partial is None or not Path(partial).exists():
+        return {}
+    table = pd.read_csv(partial, dtype={"image": str, "model": str})
+    for name, value in key.items():
+        table = table[table[name].astype(str) == str(value)]
+    columns = ["image", "psnr_y", "ssim_y", "seconds"]
+    return {row["image"]: row for row in table[columns].dropna().to_dict("records")}
+
+
+def _append(partial: Path, row: dict[str, object]) -> None:
+    partial = Path(partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    new = not partial.exists()
+    with partial.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

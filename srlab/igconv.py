@@ -1,0 +1,347 @@
+"""Implicit grid convolution: one small network that emits the sub-pixel convolution kernel of any integer scale.
+
+The method of IGConv, arXiv 2408.09674 (the paper). A fixed-scale SPConv stores its own weight for each scale. IGConv
+stores a continuous function instead: asked for scale r, a hyper-network is evaluated at the centres of an r x r grid
+laid over one low-resolution pixel, once for every kernel element (input channel and tap), and answers with the RGB
+weight that the SPConv of that scale has there.
+
+* `ImplicitKernel`: the hyper-network. Coordinates of the sub-pixels in, kernel (maps * r * r, C, k, k) out.
+* `IGConv`: that kernel as a convolution, then pixel shuffle.
+* `IGSample`: a second such kernel predicts where in the input picture each output pixel looks (after DySample).
+* `IGConvPlus`: the sum of both, with FGRep (kernels averaged over flips and rotations) in each.
+
+All are upsamplers in the sense of `upsamplers.py`. Behaviour follows the official code, so that its checkpoints fit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
+
+
+def grid_centres(scale: int, *, device=None, dtype=torch.float32) -> Tensor:
+    """Centres of `scale` equal cells on [-1, 1]: the sub-pixels of one LR pixel along one axis, (scale,)."""
+    return (2 * torch.arange(scale, device=device, dtype=dtype) + 1) / scale - 1
+
+
+def average_over_flips_and_rotations(kernel: Tensor) -> Tensor:
+    """FGRep: mean of a kernel over the eight flips and rotations of its taps (paper's geometric re-parameterisation).
+
+    Convolution is linear in its kernel, so one convolution with the mean equals the mean of eight convolutions, in value
+    and in gradient. Every flip or rotation is a product of a transposition and two mirrorings, hence three halvings.
+
+    Args:
+        kernel: (..., k, k). Colours and sub-pixels are not permuted, only taps.
+
+    Returns:
+        Same shape; for k = 3 each filter keeps three free numbers (centre, edge, corner).
+    """
+    for transform in (lambda k: k.transpose(-1, -2), lambda k: k.flip(-1), lambda k: k.flip(-2)):
+        kernel = (kernel + transform(kernel)) / 2
+    return kernel
+
+
+class ImplicitKernel(nn.Module):
+    """Hyper-network: the kernel of a sub-pixel convolution as a function of the scale.
+
+    For kernel element j (channel c, tap row p, tap column q) and sub-pixel (u, v) at (y, x) in [-1, 1]:
+    theta = fx[j] * x + fy[j] * y + phase(2 / min(scale, max_scale)), features = amplitude[j] * [cos(pi theta), sin(pi theta)],
+    and an MLP shared by all elements maps the features to `maps` values (paper, section on IGConv; official code).
+
+    Args:
+        channels: width C of the features the kernel will read.
+        maps: values per sub-pixel: 3 colours, or 12 sampling maps.
+        kernel_size: odd side k of the taps.
+        implicit_dim: D, number of Fourier features per kernel element; even.
+        hidden_layers: L, hidden layers of the MLP, each as wide as the features.
+        groups: the features are split into this many independent MLPs, every groups-th frequency to the same one.
+        last_bias: whether the last layer has a bias.
+        fgrep: average the kernel over flips and rotations.
+        max_scale: above it the phase is frozen (the grid still gets finer).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        maps: int,
+        *,
+        kernel_size: int = 3,
+        implicit_dim: int = 256,
+        hidden_layers: int = 4,
+        groups: int = 1,
+        last_bias: bool = True,
+        fgrep: bool = False,
+        max_scale: int = 4,
+    ):
+        super().__init__()
+        if implicit_dim % (2 * groups) or maps % groups:
+            raise ValueError(
+                f"implicit_dim is {implicit_dim} and maps is {maps}: expected multiples of {2 * groups} and {groups}, since "
+                f"half the features are cosines, half sines, shared out over {groups} group(s)"
+            )
+        self.channels, self.maps, self.kernel_size = channels, maps, kernel_size
+        self.groups, self.fgrep, self.max_scale = groups, fgrep, max_scale
+        elements = channels * kernel_size**2
+        # small random numbers, so that before training the kernel hardly depends on the position
+        self.frequency = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))  # (N, D): first half x, second half y
+        self.amplitude = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))  # (N, D)
+        self.phase = nn.Conv2d(1, implicit_dim // 2, 1)
+        widths = [implicit_dim] * (hidden_layers + 1)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1, groups=groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers.append(nn.Conv2d(implicit_dim, maps, 1, groups=groups, bias=last_bias))
+        self._cache: dict[int, tuple[tuple, Tensor]] = {}
+
+    def forward(self, scale: int) -> Tensor:
+        """Kernel of `scale`, (maps * scale**2, C, k, k), map slowest, then sub-pixel row, then column.
+
+        In evaluation without gradients the kernel is kept and given again until a weight has changed.
+        """
+        scale = checked_scale(scale)
+        if self.training or torch.is_grad_enabled():
+            return self._compute(scale)
+        version = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        if scale not in self._cache or self._cache[scale][0] != version:
+            self._cache[scale] = (version, self._compute(scale))
+        return self._cache[scale][1]
+
+    def train(self, mode: bool = True) -> ImplicitKernel:
+        self._cache.clear()
+        return super().train(mode)
+
+    def fourier_features(self, scale: int) -> list[Tensor]:
+        """amplitude * [cos(pi theta), sin(pi theta)] at each sub-pixel; per group (N, scale, scale, D / groups)."""
+        centres = grid_centres(scale, device=self.frequency.device, dtype=self.frequency.dtype)
+        along_x, along_y = self.frequency[:, None, None].chunk(2, dim=-1)  # (N, 1, 1, D/2) each
+        phase = self.phase.weight.flatten() * (2 / min(scale, self.max_scale)) + self.phase.bias  # (D/2,)
+        theta = math.pi * (along_x * centres[:, None] + along_y * centres[:, None, None] + phase)  # (N, row, col, D/2)
+        amplitudes = self.amplitude[:, None, None].chunk(self.groups, dim=-1)
+        return [
+            amplitude * torch.cat([theta[..., g :: self.groups].cos(), theta[..., g :: self.groups].sin()], dim=-1)
+            for g, amplitude in enumerate(amplitudes)
+        ]
+
+    def _compute(self, scale: int) -> Tensor:
+        maps = [self._mlp(features, group) for group, features in enumerate(self.fourier_features(scale))]
+        kernel = torch.cat(maps, dim=1)  # (C, maps, k * k, scale * scale)
+        k = self.kernel_size
+        kernel = kernel.permute(1, 3, 0, 2).reshape(self.maps * scale**2, self.channels, k, k)
+        return average_over_flips_and_rotations(kernel) if self.fgrep else kernel
+
+    def _mlp(self, features: Tensor, group: int) -> Tensor:
+        """One group's MLP on every row of features: (N, row, col, d) -> (C, maps / groups, k * k, scale * scale).
+
+        Rows go through 1x1 convolutions on a channels_last view: the same product as `F.linear`, but on the faster of
+        PyTorch's two CPU matrix libraries. Groups run one after the other, as plain products, for the same reason.
+        """
+        x = features.reshape(self.channels, self.kernel_size**2, -1, features.shape[-1])
+        x = x.permute(0, 3, 1, 2)  # (C, d, k * k, scale * scale), channels_last in memory: nothing is copied
+        for i, layer in enumerate(self.layers):
+            weight = layer.weight.chunk(self.groups)[group]
+            bias = None if layer.bias is None else layer.bias.chunk(self.groups)[group]
+            x = F.conv2d(F.relu(x) if i else x, weight, bias)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, maps={self.maps}, kernel_size={self.kernel_size}, fgrep={self.fgrep}"
+
+
+class IGConv(nn.Module):
+    """Implicit grid convolution: feats (B, C, h, w) -> sr (B, 3, h * scale, w * scale) at any integer scale.
+
+    Args:
+        channels: width C of the features.
+        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale: as in `ImplicitKernel`; defaults are the paper's.
+            Plain IGConv has `fgrep=False`; IGConv+ averages its kernels.
+    """
+
+    scales = None  # any integer
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        implicit_dim: int = 256,
+        hidden_layers: int = 4,
+        fgrep: bool = False,
+        max_scale: int = 4,
+    ):
+        super().__init__()
+        self.hyper = ImplicitKernel(
+            channels,
+            RGB,
+            kernel_size=kernel_size,
+            implicit_dim=implicit_dim,
+            hidden_layers=hidden_layers,
+            fgrep=fgrep,
+            max_scale=max_scale,
+        )
+
+    @property
+    def receptive_radius(self) -> int:
+        return self.hyper.kernel_size // 2
+
+    def kernel(self, scale: int) -> Tensor:
+        """The sub-pixel convolution weight of `scale`, (3 * scale**2, C, k, k), as `SPConv.weight` is laid out."""
+        return self.hyper(scale)
+
+    def forward(self, feats: Tensor, scale: int, lr: Tensor | None = None) -> Tensor:
+        kernel = self.kernel(scale)
+        return F.pixel_shuffle(F.conv2d(feats, kernel, padding=self.receptive_radius), scale)
+
+    @torch.no_grad()
+    def instantiate(self, scale: int) -> SPConv:
+        """The plain sub-pixel convolution that does the same at `scale`: 3 * scale**2 * C * k**2 parameters, no bias."""
+        kernel = self.kernel(scale)
+        conv = SPConv(self.hyper.channels, scale, bias=False, kernel_size=self.hyper.kernel_size).to(kernel)
+        conv.weight.copy_(kernel)
+        return conv.train(self.training)
+
+
+class IGSample(nn.Module):
+    """Input-dependent sampling: where in the input picture does each output pixel look? (paper's IGSample)
+
+    A kernel of 12 maps gives, for each output pixel and colour, a shift (x, y) and its scope; the picture is read
+    bilinearly at (own position + shift * sigmoid(scope) / 2), in LR pixels. Shifts of zero give bilinear upsampling.
+
+    The official initialisation is kept: its comment says that the colours start with equal shifts, but rows are laid out
+    axis first and repeated colour first, so that (x of red, x of blue, y of green) start equal and so do the others.
+
+    Args:
+        channels: width C of the features.
+        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale: as in `ImplicitKernel`; defaults are the paper's.
+    """
+
+    scales = None
+    receptive_radius = 2  # one for the kernel, one for bilinear reading; learnt shifts stay well below one LR pixel
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        implicit_dim: int = 256,
+        hidden_layers: int = 2,
+        fgrep: bool = True,
+        max_scale: int = 4,
+    ):
+        super().__init__()
+        self.hyper = ImplicitKernel(
+            channels,
+            4 * RGB,
+            kernel_size=kernel_size,
+            implicit_dim=implicit_dim,
+            hidden_layers=hidden_layers,
+            groups=2,
+            last_bias=False,
+            fgrep=fgrep,
+            max_scale=max_scale,
+        )
+        self._start_near_bilinear()
+
+    @torch.no_grad()
+    def _start_near_bilinear(self) -> None:
+        for parameter in self.hyper.layers.parameters():
+            nn.init.trunc_normal_(parameter, std=0.01)
+        last = self.hyper.layers[-1].weight  # (12, D / 2, 1, 1): six rows of shifts, six rows of scopes
+        two_rows = nn.init.trunc_normal_(torch.empty_like(last[:2]), std=0.01)
+        last.copy_(torch.cat([two_rows.repeat(RGB, 1, 1, 1), torch.zeros_like(last[: 2 * RGB])]))
+
+    def kernel(self, scale: int) -> Tensor:
+        """Filter bank of the sampling maps, (12 * scale**2, C, k, k)."""
+        return self.hyper(scale)
+
+    def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
+        maps = F.conv2d(feats, self.kernel(scale), padding=self.hyper.kernel_size // 2)
+        return sample_picture(lr, maps, scale)
+
+    @torch.no_grad()
+    def instantiate(self, scale: int) -> StoredIGSample:
+        return StoredIGSample(self.kernel(scale).clone(), scale).train(self.training)
+
+
+def sample_picture(lr: Tensor, maps: Tensor, scale: int) -> Tensor:
+    """Read `lr` bilinearly where `maps` say, each colour at its own places.
+
+    Args:
+        lr: (B, 3, h, w); read with its border repeated.
+        maps: (B, 12 * scale**2, h, w) in pixel-shuffle order: shifts (x of R, G, B, then y), then their scopes.
+        scale: upsampling factor.
+
+    Returns:
+        (B, 3, h * scale, w * scale).
+    """
+    batch, _, h, w = lr.shape
+    shift, scope = F.pixel_shuffle(maps, scale).chunk(2, dim=1)  # (B, 6, H, W) each
+    shift = (0.5 * shift * scope.sigmoid()).unflatten(1, (2, RGB))  # (B, axis, colour, H, W), in LR pixels
+    rows = (torch.arange(h * scale, device=lr.device, dtype=lr.dtype) + 0.5) / scale  # output centres in LR pixels
+    columns = (torch.arange(w * scale, device=lr.device, dtype=lr.dtype) + 0.5) / scale
+    x = 2 * (columns + shift[:, 0]) / w - 1  # (B, 3, H, W); -1 and 1 are the picture's outer edges
+    y = 2 * (rows[:, None] + shift[:, 1]) / h - 1
+    grid = torch.stack([x, y], dim=-1).flatten(0, 1)  # (B * 3, H, W, 2)
+    picture = lr.reshape(batch * RGB, 1, h, w)
+    sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.view(batch, RGB, h * scale, w * scale)
+
+
+class StoredIGSample(nn.Module):
+    """IGSample for one scale: the filter bank is a stored weight, 12 * scale**2 * C * k**2 parameters.
+
+    Args:
+        weight: filter bank (12 * scale**2, C, k, k).
+        scale: the scale it was computed for.
+    """
+
+    receptive_radius = IGSample.receptive_radius
+
+    def __init__(self, weight: Tensor, scale: int):
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(weight)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (self.scale,)
+
+    def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
+        checked_scale(self.scale if scale is None else scale, self.scales)
+        maps = F.conv2d(feats, self.weight, padding=self.weight.shape[-1] // 2)
+        return sample_picture(lr, maps, self.scale)
+
+    def instantiate(self, scale: int) -> StoredIGSample:
+        checked_scale(scale, self.scales)
+        return StoredIGSample(self.weight.detach().clone(), self.scale)
+
+
+class IGConvPlus(WithSkip):
+    """IGConv+ : IGConv and IGSample added, both with kernels averaged over flips and rotations (paper's IGConv+).
+
+    Where the encoder subtracts a mean colour, the model adds it back to the sum although the sampled picture already
+    carries it: the official code does so, and its weights have learnt it. Its frequency loss is in `losses.py`.
+
+    Args:
+        channels: width C of the features.
+        kernel_size, implicit_dim, hidden_layers, max_scale: as in `ImplicitKernel`. IGSample has half the hidden layers.
+        fgrep: average the kernels; the paper's IGConv+ does.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        implicit_dim: int = 256,
+        hidden_layers: int = 4,
+        fgrep: bool = True,
+        max_scale: int = 4,
+    ):
+        shared = {"kernel_size": kernel_size, "implicit_dim": implicit_dim, "fgrep": fgrep, "max_scale": max_scale}
+        super().__init__(
+            IGConv(channels, hidden_layers=hidden_layers, **shared),
+            IGSample(channels, hidden_layers=hidden_layers // 2, **shared),
+        )

@@ -1,0 +1,194 @@
+"""Super-resolution models: an encoder and an upsampler joined, and the short table of named ones.
+
+`build("edsr-tiny", "igconv", scales=(2, 3, 4))` gives a fresh model; `model(lr, scale)` upscales. Trained weights come
+from `weights.py`, training from `train.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srlab import upsamplers
+from srlab.encoders.edsr import EDSR
+from srlab.igconv import IGConv, IGConvPlus
+from srlab.upsamplers import ScaleError, checked_scale
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # mean colour of the DIV2K training pictures, as EDSR-style codes subtract it
+
+# name -> (class, sizes, mean colour taken off the input)
+ENCODERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[float, float, float]]] = {
+    "edsr-tiny": (EDSR, {"channels": 32, "blocks": 8, "res_scale": 1.0}, DIV2K_MEAN),
+    "edsr-baseline": (EDSR, {"channels": 64, "blocks": 16, "res_scale": 1.0}, DIV2K_MEAN),
+    "edsr": (EDSR, {"channels": 256, "blocks": 32, "res_scale": 0.1}, DIV2K_MEAN),
+}
+
+
+def _heads(head: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """One head for one scale, separate heads on the shared encoder for several."""
+
+    def make(channels: int, scales: tuple[int, ...], **sizes: Any) -> nn.Module:
+        heads = [head(channels, scale, **sizes) for scale in scales]
+        return heads[0] if len(heads) == 1 else upsamplers.SeparateHeads(heads)
+
+    make.__signature__ = inspect.signature(head)
+    return make
+
+
+def _any_scale(upsampler: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def make(channels: int, scales: tuple[int, ...], **sizes: Any) -> nn.Module:
+        return upsampler(channels, **sizes)
+
+    make.__signature__ = inspect.signature(upsampler)
+    return make
+
+
+# name -> maker(channels, scales, **sizes)
+UPSAMPLERS: dict[str, Callable[..., nn.Module]] = {
+    "spconv": _heads(upsamplers.SPConv),
+    "spconv+": _heads(upsamplers.SPConvPlus),
+    "igconv": _any_scale(IGConv),
+    "igconv+": _any_scale(IGConvPlus),
+}
+
+
+class SRModel(nn.Module):
+    """An encoder and an upsampler, for one or several scales.
+
+    sr = upsampler(encoder((lr - mean) * img_range)) / img_range + mean, where an upsampler that looks at the picture
+    itself (a skip, IGConv+) gets `lr * img_range`.
+
+    Args:
+        encoder: lr -> feats, see `srlab.encoders`.
+        upsampler: feats, scale -> sr, see `srlab.upsamplers`.
+        scales: the scales it is meant for.
+        mean: colour taken off the input and added to the output.
+        img_range: what an input value of 1 becomes before the encoder.
+        config: arguments of `build` that make the same model again; None for models put together by hand.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        upsampler: nn.Module,
+        *,
+        scales: Sequence[int],
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        img_range: float = 1.0,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if not scales:
+            raise ScaleError("scales is empty, expected at least one, such as (2, 3, 4)")
+        self.encoder, self.upsampler = encoder, upsampler
+        self.scales = tuple(sorted(checked_scale(scale, upsampler.scales) for scale in scales))
+        self.img_range = float(img_range)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.config = copy.deepcopy(config)
+
+    @property
+    def receptive_radius(self) -> int | None:
+        """LR pixels beyond which an input pixel cannot change an output pixel; None if the encoder looks globally."""
+        radius = self.encoder.receptive_radius
+        return None if radius is None else radius + self.upsampler.receptive_radius
+
+    def encode(self, lr: Tensor) -> Tensor:
+        """Features (B, C, h, w) of pictures `lr` (B, 3, h, w), RGB in [0, 1]."""
+        if lr.ndim != 4 or lr.shape[1] != 3 or not lr.is_floating_point():
+            raise ValueError(
+                f"lr is {lr.dtype} of shape {tuple(lr.shape)}, expected float (B, 3, h, w) in [0, 1]: "
+                f"srlab.images.to_float turns an 8-bit picture into floats, picture[None] adds the batch axis"
+            )
+        return self.encoder((lr - self.mean) * self.img_range)
+
+    def forward(self, lr: Tensor, scale: int | None = None) -> Tensor:
+        """Upscale `lr` (B, 3, h, w) to (B, 3, h * scale, w * scale); `scale` may be left out if there is only one."""
+        scale = self._checked(scale)
+        feats = self.encode(lr)
+        return self.upsampler(feats, scale, lr * self.img_range) / self.img_range + self.mean
+
+    def instantiate(self, scale: int) -> SRModel:
+        """A new model for one scale, independent of this one: kernels stored, no hyper-network inside."""
+        scale = self._checked(scale)
+        return SRModel(
+            copy.deepcopy(self.encoder),
+            self.upsampler.instantiate(scale),
+            scales=(scale,),
+            mean=self.mean.flatten().tolist(),
+            img_range=self.img_range,
+        ).train(self.training)
+
+    def _checked(self, scale: int | None) -> int:
+        if scale is None:
+            if len(self.scales) > 1:
+                raise ScaleError(f"scale was left out, but this model serves {self.scales}: say which")
+            return self.scales[0]
+        scale = checked_scale(scale, self.upsampler.scales)
+        if scale not in self.scales:
+            trained = ", ".join(f"x{s}" for s in self.scales)
+            warnings.warn(f"x{scale} was never trained (trained: {trained}); the result is extrapolated", stacklevel=3)
+        return scale
+
+
+def build(
+    encoder: str = "edsr-baseline",
+    upsampler: str = "igconv+",
+    scales: Sequence[int] = (2, 3, 4),
+    **sizes: Any,
+) -> SRModel:
+    """Make a fresh model from two names.
+
+    Args:
+        encoder: a key of `ENCODERS`.
+        upsampler: a key of `UPSAMPLERS`. "spconv" and "spconv+" with several scales get separate heads.
+        scales: scales it is meant for.
+        sizes: replaces any size of the named encoder (`channels`, `blocks`, ...) or upsampler (`implicit_dim`, ...).
+
+    Raises:
+        ValueError: unknown name or size; the message lists the valid ones.
+        ScaleError: a scale that is no whole number of at least 1.
+    """
+    encoder_class, encoder_sizes, mean = _named("encoder", encoder, ENCODERS)
+    make_upsampler = _named("upsampler", upsampler, UPSAMPLERS)
+    scales = tuple(checked_scale(scale) for scale in scales)
+    encoder_sizes = dict(encoder_sizes)
+    for_encoder = set(inspect.signature(encoder_class).parameters)
+    for_upsampler = set(inspect.signature(make_upsampler).parameters) - {"channels", "scale"}
+    upsampler_sizes = {}
+    for name, value in sizes.items():
+        if name in for_encoder:
+            encoder_sizes[name] = value
+        elif name in for_upsampler:
+            upsampler_sizes[name] = value
+        else:
+            raise ValueError(
+                f"unknown size {name!r}: {encoder} takes {sorted(for_encoder)}, {upsampler} {sorted(for_upsampler)}"
+            )
+    body = encoder_class(**encoder_sizes)
+    config = {"encoder": encoder, "upsampler": upsampler, "scales": list(scales), **sizes}
+    return SRModel(
+        body, make_upsampler(body.channels, scales, **upsampler_sizes), scales=scales, mean=mean, config=config
+    )
+
+
+def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(table)}{hint}")
+    return table[name]
+
+
+def check_names(encoder: str, upsampler: str, scales: Sequence[int]) -> None:
+    """Raise what `build` would raise for these names and scales, without building anything."""
+    _named("encoder", encoder, ENCODERS)
+    _named("upsampler", upsampler, UPSAMPLERS)
+    for scale in scales:
+        checked_scale(scale)

@@ -1,0 +1,441 @@
+"""Runtime room: profile, seed, device, figures on disk and slow results, each with what made it.
+
+Takes the environment (`SRLAB_PROFILE`, `SRLAB_DEVICE`, `SRLAB_RESULTS`, `SRLAB_RECORD`) and gives a `Run`, which picks
+sizes by profile and saves figures with their numbers. It stands below every other room. Files go to `results/` (ignored
+by git); shipped files are read from `data/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import hashlib
+import html
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # loaded inside functions, so that `srlab --help` need not wait for torch
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+PROFILES = ("smoke", "demo", "paper")
+"""Sizes of a run: seconds for the tests, about a minute on a laptop, and the paper's own (a GPU)."""
+
+PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "scikit-image")
+"""Packages whose versions go into every provenance record."""
+
+_HERE = Path(__file__).resolve().parent
+_Value = TypeVar("_Value")
+
+
+class RecordError(ValueError):
+    """A recorded result and its provenance do not belong together."""
+
+
+def repo_data(*parts: str) -> Path:
+    """Path below the shipped `data/` folder, in a clone as in an installed wheel (there it is `srlab/_data`).
+
+    The path need not exist: `repo_data("results", "cka.csv")` also says where a new one belongs.
+    """
+    packaged = _HERE / "_data"
+    return (packaged if packaged.is_dir() else _HERE.parent / "data").joinpath(*parts)
+
+
+def project_root() -> Path | None:
+    """Folder of the clone this package runs from; None for an installed wheel."""
+    root = _HERE.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def results_dir() -> Path:
+    """Folder for everything the lab writes: `SRLAB_RESULTS`, else `results/` in the clone or the current folder.
+
+    Under pytest a folder for temporary files stands in, so that a test never overwrites anybody's figures.
+    """
+    if chosen := os.environ.get("SRLAB_RESULTS", "").strip():
+        return Path(chosen).expanduser().resolve()
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return Path(tempfile.gettempdir()).resolve() / f"srlab-tests-{os.getpid()}"
+    return (project_root() or Path.cwd()) / "results"
+
+
+def atomic_write(path: str | os.PathLike, writer: Callable[[Path], object]) -> Path:
+    """Write a file so that it is there as a whole or not at all; an older file survives a full disk or a crash.
+
+    Args:
+        path: where the file belongs; missing folders are made.
+        writer: called with the path of a temporary file beside it, with the same suffix, which it must write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: whatever `writer` met, such as a full disk. The temporary file is gone then and `path` is as before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    try:
+        writer(draft)
+        with open(draft, "rb+") as file:  # a disk may admit that it is full only now
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _write_text(path: Path, text: str) -> Path:
+    return atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def profile() -> str:
+    """The profile named by `SRLAB_PROFILE`; without it "demo", and "smoke" inside a test.
+
+    Raises:
+        ValueError: the variable names no profile.
+    """
+    default = "smoke" if "PYTEST_CURRENT_TEST" in os.environ else "demo"
+    name = os.environ.get("SRLAB_PROFILE", "").strip() or default
+    if name not in PROFILES:
+        raise ValueError(
+            f"SRLAB_PROFILE is {name!r}, expected one of {', '.join(PROFILES)} (or unset, which means demo)"
+        )
+    return name
+
+
+def pick_device() -> torch.device:
+    """The device named by `SRLAB_DEVICE` ("cpu", "cuda:1", "mps"); without it CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: the variable names a device that torch does not know or cannot reach.
+    """
+    import torch
+
+    name = os.environ.get("SRLAB_DEVICE", "").strip()
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device it was not built for
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"SRLAB_DEVICE is {name!r}, but torch cannot use it: {reason}. Unset it to let SR Lab choose"
+        ) from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators (torch: CPU and every GPU)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (scikit-learn and others draw from this one)
+    torch.manual_seed(seed)
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep large freed blocks instead of handing them back to the kernel.
+
+    By default every tensor above 32 MiB is given back when freed and faulted in again page by page when the next one is
+    made: whole-picture inference on a CPU takes about half the time without (measured, 0.39 to 0.56). Elsewhere than on
+    glibc, or when `MALLOC_*` or `GLIBC_TUNABLES` already say something, nothing happens.
+
+    Returns:
+        Whether anything was changed.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    m_trim_threshold, m_mmap_threshold = -1, -3  # names and values of malloc.h
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(m_mmap_threshold, 1 << 30)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def commit() -> str:
+    """Commit of the clone this package runs from, with "-dirty" when files differ from it; "unknown" elsewhere."""
+    root = project_root()
+    if root is None or not (root / ".git").exists():  # not: the commit of some other repository around a site-packages
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return f"{head}-dirty" if git("status", "--porcelain") else head
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, or a folder that belongs to somebody else
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, SR Lab and the packages that decide its numbers, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in ("srlab", *PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _provenance(seed: int | None, device: str) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "profile": profile(),
+        "commit": commit(),
+        "device": device,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": versions(),
+    }
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text with Unix line ends, so that a checkout on Windows has the same hash."""
+    return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a notebook or script: what it may cost, where it computes, what made its figures."""
+
+    profile: str
+    """smoke, demo or paper"""
+    seed: int
+    """given to Python, NumPy and torch at the start"""
+    device: torch.device
+    """where models should compute"""
+    threads: int
+    """torch threads on the CPU"""
+    commit: str
+    """commit of the code, "-dirty" if changed since, "unknown" outside a clone"""
+    notebook: str
+    """name of the notebook without folder and suffix, "" outside one"""
+    versions: dict[str, str] = field(repr=False, hash=False)
+    """package -> version"""
+
+    def pick(self, *, smoke: _Value, demo: _Value, paper: _Value) -> _Value:
+        """The value for this run's profile: `run.pick(smoke=2, demo=20, paper=100)`."""
+        return {"smoke": smoke, "demo": demo, "paper": paper}[self.profile]
+
+    def save(self, fig: Figure, name: str, data: pd.DataFrame | Mapping[str, Any], caption: str) -> Figure:
+        """Write a figure as PNG (200 dpi), PDF and SVG, its numbers as CSV, and what made them as JSON.
+
+        Files go to `results/figures/NAME.*`, each written as a whole or not at all.
+
+        Args:
+            fig: the figure. It is taken out of pyplot's hands, so that a notebook shows it once, not twice.
+            name: file name without suffix: letters, digits, "-", "_".
+            data: the numbers behind it: a table, or a column or single value per key.
+            caption: one sentence that says what the figure shows; it is the text read out in place of the picture.
+
+        Returns:
+            `fig`, so that a cell that ends with this call shows it.
+
+        Raises:
+            ValueError: a name that is no plain file name, an empty caption, or data that is no table.
+        """
+        from matplotlib import pyplot as plt
+        from matplotlib import rc_context
+
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+            raise ValueError(f"figure name is {name!r}, expected letters, digits, '-' and '_', as in 'cka-by-layer'")
+        if not caption.strip():
+            raise ValueError(f"figure {name!r} has no caption: say what it shows, for readers who cannot see it")
+        table = _table(data, name)
+        target = results_dir() / "figures" / name
+        csv = table.to_csv(index=False, lineterminator="\n")
+        record = {
+            "name": name,
+            "caption": caption,
+            "notebook": self.notebook,
+            **_provenance(self.seed, str(self.device)),
+            "data_sha256": text_sha256(csv),
+        }
+        # dates are left out of the pictures: the same figure made twice is the same file
+        made_by = json.dumps({key: value for key, value in record.items() if key != "date"}, sort_keys=True)
+        metadata = {
+            "png": {"Title": name, "Description": caption, "Comment": made_by},
+            "pdf": {"Title": name, "Subject": caption, "Keywords": made_by, "CreationDate": None},
+            "svg": {"Title": name, "Description": caption, "Source": made_by, "Date": None},
+        }
+        with rc_context({"pdf.fonttype": 42, "svg.hashsalt": name}):  # 42: real fonts, editable and searchable
+            for suffix, about in metadata.items():
+                path = target.with_name(f"{name}.{suffix}")
+                atomic_write(
+                    path, lambda draft, about=about: fig.savefig(draft, dpi=200, bbox_inches="tight", metadata=about)
+                )
+        _write_text(target.with_name(f"{name}.csv"), csv)
+        _write_text(target.with_name(f"{name}.json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        plt.close(fig)
+        return fig
+
+    def _rows(self) -> dict[str, str]:
+        packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return {
+            "profile": self.profile,
+            "seed": str(self.seed),
+            "device": f"{self.device}, {self.threads} CPU thread{'s' if self.threads != 1 else ''}",
+            "commit": self.commit,
+            "versions": packages,
+        }
+
+    def __str__(self) -> str:
+        return "SR Lab run: " + "; ".join(f"{key} {value}" for key, value in self._rows().items())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr style="text-align:left"><th scope="row">{key}</th><td>{html.escape(value)}</td></tr>'
+            for key, value in self._rows().items()
+        )
+        return f"<table><caption>SR Lab run</caption>{rows}</table>"
+
+
+_current: Run | None = None  # the last run started, so that recorded results can name its seed
+
+
+def start(seed: int = 0) -> Run:
+    """Begin a run: read the profile, seed every generator, choose the device, tune the allocator.
+
+    Args:
+        seed: any whole number >= 0.
+
+    Raises:
+        ValueError: a seed that is no whole number >= 0; `SRLAB_PROFILE` or `SRLAB_DEVICE` name nothing that exists.
+    """
+    global _current
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, expected a whole number >= 0")
+    import torch
+
+    chosen = profile()
+    device = pick_device()
+    seed_everything(seed)
+    tune_allocator()
+    _current = Run(chosen, seed, device, torch.get_num_threads(), commit(), _notebook_name(), versions())
+    return _current
+
+
+def _notebook_name() -> str:
+    """Name of the running notebook, as told by `srlab figures` or by Jupyter; "" when nobody says."""
+    told = os.environ.get("SRLAB_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or ""
+    return Path(told).stem
+
+
+def _table(data: pd.DataFrame | Mapping[str, Any], name: str) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data if isinstance(data.index, pd.RangeIndex) and data.index.name is None else data.reset_index()
+    if not isinstance(data, Mapping) or not data:
+        raise ValueError(f"data of figure {name!r} is {type(data).__name__}, expected a DataFrame or a dict of columns")
+    columns = {}
+    for key, value in data.items():
+        column = np.atleast_1d(value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value))
+        if column.ndim != 1:
+            raise ValueError(
+                f"data[{key!r}] of figure {name!r} has shape {column.shape}, expected one axis: "
+                f"a picture or matrix goes into a CSV as columns such as row, column, value"
+            )
+        columns[key] = pd.Series(column)
+    return pd.DataFrame(columns)  # unequal lengths end in empty cells
+
+
+def recorded(
+    name: str, compute: Callable[[], pd.DataFrame], *, settings: Mapping[str, Any], refresh: bool = False
+) -> pd.DataFrame:
+    """A slow result: read from disk when it was made with these settings, else computed and written down.
+
+    Looked for in `data/results/NAME.csv`, which ships with the project, then among the results of this machine, in
+    `results/recorded/`. A JSON file beside the table says what made it; a table changed afterwards is refused. With
+    `SRLAB_RECORD=1` the result is computed anew and written to `data/results/`, ready to be committed.
+
+    Args:
+        name: file name without suffix.
+        compute: called without arguments if the result is not there; its table is read back from the CSV, so that the
+            first and every later call return the same thing.
+        settings: everything the result depends on (sizes, seeds, models, data), as JSON can hold it; other settings
+            are another result.
+        refresh: compute even if it is there.
+
+    Returns:
+        The table; `.attrs["provenance"]` holds settings, seed, profile, commit, device, versions, date and seconds.
+
+    Raises:
+        RecordError: the shipped table does not match the hash in its provenance.
+        ValueError: settings that JSON cannot hold.
+    """
+    try:
+        wanted = json.loads(json.dumps(dict(settings), sort_keys=True))
+    except TypeError as error:
+        raise ValueError(f"settings of {name!r} must be plain numbers, texts, lists and dicts, but {error}") from error
+    shipping = os.environ.get("SRLAB_RECORD", "") == "1"
+    shipped = repo_data("results", f"{name}.csv")
+    short = text_sha256(json.dumps(wanted, sort_keys=True))[:10]
+    local = results_dir() / "recorded" / f"{name}-{short}.csv"
+    for path in (shipped, local):
+        if not (refresh or shipping) and (table := _read_record(path, wanted)) is not None:
+            print(_record_line(name, table.attrs["provenance"]))
+            return table
+    started = time.perf_counter()
+    table = compute()
+    seconds = time.perf_counter() - started
+    seed, device = (_current.seed, str(_current.device)) if _current else (None, "cpu")
+    about = {"name": name, "settings": wanted, **_provenance(seed, device), "seconds": round(seconds, 2)}
+    path = _write_record(shipped if shipping else local, table, about)
+    table = _read_record(path, wanted)
+    print(_record_line(name, table.attrs["provenance"]))
+    return table
+
+
+def _write_record(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> Path:
+    csv = table.to_csv(index=False, lineterminator="\n")
+    _write_text(path.with_suffix(".json"), json.dumps({**about, "data_sha256": text_sha256(csv)}, indent=1) + "\n")
+    return _write_text(path, csv)
+
+
+def _read_record(path: Path, wanted: dict[str, Any]) -> pd.DataFrame | None:
+    """The table at `path` if it is there and was made with the wanted settings."""
+    about = path.with_suffix(".json")
+    if not (path.is_file() and about.is_file()):
+        return None
+    provenance = json.loads(about.read_text(encoding="utf-8"))
+    if provenance.get("settings") != wanted:
+        return None
+    found = text_sha256(path.read_text(encoding="utf-8"))
+    if found != provenance.get("data_sha256"):
+        raise RecordError(
+            f"{path} has sha256 {found}, its provenance {about.name} says {provenance.get('data_sha256')}: the table "
+            f"was edited, or only one of the two was updated. Compute it again with refresh=True, or delete both"
+        )
+    import pandas as pd
+
+    table = pd.read_csv(path, float_precision="round_trip")
+    table.attrs["provenance"] = provenance
+    return table
+
+
+def _record_line(name: str, made: Mapping[str, Any]) -> str:
+    return (
+        f"{name}: computed {made['date']} in {made['seconds']:g} s, {made['profile']} profile, seed {made['seed']}, "
+        f"commit {made['commit']}, torch {made['versions']['torch']} on {made['device']}"
+    )
