@@ -209,8 +209,7 @@ class CropStore:
         # keyed by how many HR pixels one of its pixels spans: 1 is HR itself
         self._sizes = {step: [(h // step, w // step) for h, w in hr_sizes] for step in (1, *self.scales)}
         self._smallest = {scale: min(map(min, self._sizes[scale])) for scale in self.scales}
-        for scale in self.scales:
-            self._check_patch(scale, patch)
+        self._check_patch(self.scales[-1], patch)  # where the LR pictures are smallest
         self._starts = {step: _starts(sizes) for step, sizes in self._sizes.items()}
         total = sum(starts[-1] for starts in self._starts.values())
         folder = None if total <= MEMORY_BYTES else Path(cache or cache_dir() / "crops").expanduser()

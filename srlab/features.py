@@ -1,8 +1,8 @@
-"""Maths of the middle: read what any layer of any network computes, without touching the network.
+"""Features: read what any layer of any network computes, without touching the network.
 
 In: an `nn.Module` (this project's or a user's own) and the names of layers in it. Out: a dict from layer name to the
 tensor that layer gave in its latest call, detached and copied. Hooks live here and nowhere else, inside a `with`
-that takes them off again. What the features mean is for the rooms above to say (`cka` compares them).
+that takes them off again. What the features mean is not said here: `cka` compares them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def capture(
 ) -> Iterator[dict[str, Tensor]]:
     """Read the outputs of some layers while the model runs.
 
-    The dict is refilled by every forward pass inside the `with`: loop over pictures, and read it after each. Its keys
-    keep the asked-for order (a pattern stands for its matches in the model's order), whatever order the layers run
+    The dict is refilled by every forward pass inside the `with`: loop over pictures, and read it after each (a layer
+    that a later pass skips keeps the value of the pass before). Its keys keep the asked-for order (a pattern stands for its matches in the model's order), whatever order the layers run
     in. Tensors are detached, so no graph is kept, and copied, so that an in-place ReLU behind a layer cannot rewrite
     what was read. A layer called several times in one pass (shared weights, recursion) leaves its **last** output in
     the dict; `on_call` sees every call in the order they happen.

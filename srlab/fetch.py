@@ -18,11 +18,12 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Event
 from urllib.parse import urlparse
 
 import pooch
@@ -191,17 +192,29 @@ def fetch_all(entries: Sequence[PinnedFile], title: str) -> list[Path]:
     found = {entry: find_file(entry.url, entry.sha256, entry.size) for entry in entries}
     missing = [entry for entry, path in found.items() if path is None]
     if missing:
-        found.update(zip(missing, _in_parallel(fetch, missing, f"fetching {title}"), strict=True))
+        found.update(zip(missing, _in_parallel(missing, f"fetching {title}"), strict=True))
     return [found[entry] for entry in entries]
 
 
-def _in_parallel(work: Callable[[PinnedFile], Path], entries: Sequence[PinnedFile], title: str) -> list[Path]:
+def _in_parallel(entries: Sequence[PinnedFile], title: str) -> list[Path]:
+    """Fetch files a few at a time; after the first failure the others are left alone."""
+    given_up = Event()
+
+    def work(entry: PinnedFile) -> Path:
+        if given_up.is_set():  # no result is read from here on: an earlier file's error comes first
+            raise FetchError(f"{entry.url} was not tried after another file had failed")
+        try:
+            return fetch(entry)
+        except BaseException:
+            given_up.set()
+            raise
+
     with ThreadPoolExecutor(PARALLEL) as pool:
         jobs = [pool.submit(work, entry) for entry in entries]
         try:
             return [job.result() for job in tqdm(jobs, desc=title, unit="file")]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # without a network, do not try the other 399 files
+        except BaseException:  # Ctrl-C included
+            given_up.set()
             raise
 
 

@@ -1,8 +1,8 @@
 """Gallery room: runs the notebooks without a browser and lays their figures out on one page.
 
 Takes the notebooks of the clone; gives, below `results/`, executed copies and HTML (`notebooks/`), the figures that
-`runtime.Run.save` wrote (`figures/`) and `index.html`, which shows them with their captions, numbers and provenance. The
-page needs nothing but itself. Notebooks in git are read, never written.
+`runtime.Run.save` wrote (`figures/`) and `index.html`, which shows them with their captions, numbers and provenance.
+The page needs nothing but itself. Notebooks in git are read, never written.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def run_all(
             ending = f"FAILED in {outcome.failed_cell}: {outcome.error}" if outcome.error else figures
             say(f"{outcome.seconds:.0f} s, {ending}", flush=True)
     finally:  # after Ctrl-C too: what is done can be looked at
+        _forget_removed(notebooks, results)
         index = write_index(results)
     say(f"{'all ran' if not any(o.error for o in outcomes) else 'some FAILED'}; look at {index}")
     return outcomes
@@ -169,15 +170,15 @@ def _kernel_environment(notebook: str, results: Path) -> dict[str, str]:
 
 def _failed_cell(book: NotebookNode) -> str:
     """Name the code cell that holds an error, or that never finished, by its number and the heading above it."""
-    heading, number = "", 0
+    heading, number, source = "", 0, ""
     for cell in book.cells:
         if cell.cell_type == "markdown":
             heading = next(iter(re.findall(r"^#+\s*(.+)", cell.source, re.MULTILINE)[-1:]), heading)
         elif cell.cell_type == "code":
-            number += 1
+            number, source = number + 1, cell.source
             if any(output.output_type == "error" for output in cell.outputs) or cell.get("execution_count") is None:
                 break
-    first = next(iter(book.cells[0:0] if number == 0 else cell.source.strip().splitlines()), "")
+    first = next(iter(source.strip().splitlines()), "")
     return f'code cell {number} ("{heading}": {first})' if heading else f"code cell {number} ({first})"
 
 
@@ -201,6 +202,16 @@ def read_figures(results: Path) -> list[dict[str, Any]]:
         except ValueError:  # not ours, or damaged: the picture beside it stays, the page goes on without it
             continue
     return sorted(found, key=lambda figure: figure.get("notebook", ""))
+
+
+def _forget_removed(notebooks: Sequence[Path], results: Path) -> None:
+    """Take away what is left of notebooks that were renamed or deleted."""
+    kept = {sibling.stem for path in notebooks for sibling in path.parent.glob("*.ipynb")}
+    for path in (results / "notebooks").glob("*.json"):
+        if path.stem not in kept:
+            _remove_figures(results, _written_at(results, path.stem))
+            for suffix in (".ipynb", ".html", ".json"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _written_at(results: Path, notebook: str) -> dict[str, int]:
@@ -324,36 +335,37 @@ def write_index(results: Path) -> Path:
     outcomes = _read_outcomes(results)
     figures = read_figures(results)
     known = {outcome.notebook for outcome in outcomes}
-    sections = [
-        _section(outcome, [f for f in figures if f.get("notebook") == outcome.notebook]) for outcome in outcomes
-    ]
+    sections = [_section(o, [f for f in figures if f.get("notebook") == o.notebook]) for o in outcomes]
     if others := [figure for figure in figures if figure.get("notebook") not in known]:
         sections.append(f"<section><h2>Other figures</h2>{''.join(map(_figure, others))}</section>")
     failed = sum(bool(outcome.error) for outcome in outcomes)
+    trouble = f"; {failed} of them failed" if failed else ""
     page = PAGE.substitute(
-        summary=f"{len(figures)} figures from {len(outcomes)} notebooks"
-        + (f", {failed} of which failed." if failed else "."),
-        contents="".join(
-            f'<li><a href="#{_text(o.notebook)}">{_text(o.title or o.notebook)}</a>{" (failed)" if o.error else ""}</li>'
-            for o in outcomes
-        ),
+        summary=f"{len(figures)} figures from {len(outcomes)} notebooks{trouble}.",
+        contents="".join(map(_entry, outcomes)),
         sections="\n".join(sections),
     )
     return runtime.atomic_write(results / "index.html", lambda draft: draft.write_text(page, encoding="utf-8"))
 
 
 def _read_outcomes(results: Path) -> list[Outcome]:
-    paths = sorted((results / "notebooks").glob("*.json"))
-    return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    found = []
+    for path in sorted((results / "notebooks").glob("*.json")):
+        try:
+            found.append(Outcome(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError):  # written by another version, or damaged
+            continue
+    return found
+
+
+def _entry(outcome: Outcome) -> str:
+    failed = " (failed)" if outcome.error else ""
+    return f'<li><a href="#{_text(outcome.notebook)}">{_text(outcome.title or outcome.notebook)}</a>{failed}</li>'
 
 
 def _section(outcome: Outcome, figures: list[dict[str, Any]]) -> str:
-    name = _text(outcome.notebook)
-    trouble = ""
-    if outcome.error:
-        trouble = (
-            f'<p class="failed"><strong>Failed</strong> in {_text(outcome.failed_cell)}: {_text(outcome.error)}</p>'
-        )
+    name, where, error = (_text(value) for value in (outcome.notebook, outcome.failed_cell, outcome.error))
+    trouble = f'<p class="failed"><strong>Failed</strong> in {where}: {error}</p>' if error else ""
     return (
         f'<section id="{name}"><h2>{_text(outcome.title or outcome.notebook)}</h2>'
         f'<p><a href="notebooks/{name}.html">Notebook {name} as a page</a>, '
@@ -365,18 +377,15 @@ def _section(outcome: Outcome, figures: list[dict[str, Any]]) -> str:
 
 def _figure(figure: dict[str, Any]) -> str:
     name, caption = _text(figure["name"]), _text(figure.get("caption", ""))
+    made = ", ".join(f"{key} {figure.get(key)}" for key in ("seed", "profile", "commit", "date", "device"))
     packages = ", ".join(f"{package} {version}" for package, version in figure.get("versions", {}).items())
-    made = (
-        f"seed {figure.get('seed')}, profile {figure.get('profile')}, commit {figure.get('commit')}, {figure.get('date')}, "
-        f"{figure.get('device')}, {packages}; numbers sha256 {str(figure.get('data_sha256'))[:12]}"
-    )
-    links = ", ".join(
-        f'<a href="figures/{name}.{suffix}">{label}<span hidden> of {name}</span></a>'
-        for suffix, label in (("csv", "numbers (CSV)"), ("pdf", "PDF"), ("svg", "SVG"), ("json", "provenance (JSON)"))
-    )
+    kinds = (("csv", "numbers (CSV)"), ("pdf", "PDF"), ("svg", "SVG"), ("json", "provenance (JSON)"))
+    links = ", ".join(f'<a href="figures/{name}.{suffix}">{label}</a>' for suffix, label in kinds)
     return (
-        f'<figure id="figure-{name}"><a href="figures/{name}.png"><img src="figures/{name}.png" alt="{caption}" loading="lazy">'
-        f"</a><figcaption>{caption}<br><small>{links}<br>{_text(made)}</small></figcaption></figure>"
+        f'<figure id="figure-{name}"><a href="figures/{name}.png">'
+        f'<img src="figures/{name}.png" alt="{caption}" loading="lazy"></a>'
+        f"<figcaption>{caption}<br><small>{name}: {links}<br>{_text(made)}, {_text(packages)}; "
+        f"numbers sha256 {_text(figure.get('data_sha256'))[:12]}</small></figcaption></figure>"
     )
 
 

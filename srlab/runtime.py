@@ -11,7 +11,6 @@ import ctypes
 import datetime
 import hashlib
 import html
-import importlib.metadata
 import json
 import os
 import platform
@@ -186,11 +185,13 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, SR Lab and the packages that decide its numbers, without importing them."""
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for package in ("srlab", *PACKAGES):
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
 

@@ -353,8 +353,8 @@ def _unwrap(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     other = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(
-            f"{origin} is no state dict: {other[0]!r} is a {type(content[other[0]]).__name__}, expected a tensor. Known "
-            f"wrappers are {', '.join(WRAPPERS)}; a run folder of srlab.train is resumed by srlab.train.fit"
+            f"{origin} is no state dict: {other[0]!r} is a {type(content[other[0]]).__name__}, expected a tensor. "
+            f"Known wrappers are {', '.join(WRAPPERS)}; a run folder of srlab.train is resumed by srlab.train.fit"
         )
     state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in content.items()}
     _check_finite(state, origin)

@@ -6,10 +6,9 @@ worked out from a summary of the whole channel, so an encoder with one of these 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-SMALLEST_VARIANCE = 1e-12  # keeps the gradient of the square root finite where a channel is constant
 
 
 class ChannelAttention(nn.Module):
@@ -43,4 +42,5 @@ class ContrastAttention(ChannelAttention):
 
     def summary(self, feats: Tensor) -> Tensor:
         variance = feats.var(dim=(2, 3), keepdim=True, correction=0)
-        return feats.mean(dim=(2, 3), keepdim=True) + variance.clamp(min=SMALLEST_VARIANCE).sqrt()
+        smallest = torch.finfo(variance.dtype).tiny  # keeps the square root's gradient finite in a constant channel
+        return feats.mean(dim=(2, 3), keepdim=True) + variance.clamp(min=smallest).sqrt()

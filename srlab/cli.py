@@ -1,0 +1,442 @@
+"""Command line room: `srlab figures, train, evaluate, upscale, fetch, models, doctor`.
+
+Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
+by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
+code 2, a failed notebook in 1, Ctrl-C in 130; `--debug` shows where an error came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import itertools
+import os
+import re
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from srlab import runtime
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_MODEL = "edsr-tiny-igconv"
+"""Ships with the project and serves x2, x3 and x4."""
+
+
+class Command(NamedTuple):
+    """A word after `srlab`."""
+
+    summary: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+    example: str
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake in one line and names the option that was probably meant."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}{hint} ({self.prog} --help lists the options)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 something failed, 2 a mistake in the request, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _dispatch(words)
+        except KeyboardInterrupt:
+            print("\nsrlab: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `srlab models | head`: nobody reads on, which is no error of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except Exception as error:
+            if debug or not _is_mistake(error):
+                raise
+            print(f"srlab: {error}", file=sys.stderr)
+            return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        import srlab
+
+        print(f"srlab {srlab.__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no command {name!r}{hint} Commands: {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"srlab {name}",
+        description=command.summary,
+        epilog=f"example: {command.example}",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_options(parser)
+    return command.run(parser.parse_args(words[1:]))
+
+
+def _overview() -> str:
+    lines = ["usage: srlab COMMAND [options]", "", "SR Lab: one model, many scales; every number with its control.", ""]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "srlab COMMAND --help says more; --debug shows the traceback of an error."])
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Errors that tell the user something: those the rooms define, wrong values, and files that cannot be used."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("srlab.")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    if issubclass(category, UserWarning):
+        print(f"srlab: note: {message}", file=sys.stderr)
+
+
+def _scale(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"scale is {text!r}, expected a whole number from 1 on, such as 2, 3 or 4")
+    return int(text)
+
+
+# figures
+
+
+def _figures_options(parser: Parser) -> None:
+    parser.add_argument("notebooks", nargs="*", help="beginnings of file names, such as 02; default: all")
+    parser.add_argument("--profile", choices=runtime.PROFILES, help="size of the runs; default: SRLAB_PROFILE, or demo")
+    parser.add_argument("--results", type=Path, help="folder to write to; default: SRLAB_RESULTS, or results")
+    parser.add_argument("--timeout", type=float, help="seconds a cell may take; default: as long as it likes")
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from srlab import gallery
+
+    if options.profile:
+        os.environ["SRLAB_PROFILE"] = options.profile
+    notebooks = gallery.find_notebooks(names=options.notebooks)
+    outcomes = gallery.run_all(notebooks, options.results, options.timeout)
+    return int(any(outcome.error for outcome in outcomes))
+
+
+# train
+
+
+def _train_options(parser: Parser) -> None:
+    import dataclasses
+
+    from srlab import train
+
+    parser.add_argument("recipe", nargs="?", help=f"the recipe to start from: {', '.join(train.RECIPES)}")
+    parser.add_argument("--folder", type=Path, help="run folder; a run it holds is resumed. Default: runs/MODEL-seedN")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder, as it was begun"
+    )
+    parser.add_argument("--stop-after", type=int, metavar="STEPS", help="stop after so many steps, with a checkpoint")
+    fields = parser.add_argument_group("fields of the recipe", "Defaults are the paper's; a named recipe sets its own.")
+    docs, types = train.field_docs(), typing.get_type_hints(train.Recipe)
+    for field in dataclasses.fields(train.Recipe):
+        option = f"--{field.name.replace('_', '-')}"
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{docs[field.name]} Default: {default}".replace("%", "%%")
+        fields.add_argument(
+            option, dest=field.name, default=argparse.SUPPRESS, help=text, **_reading(types[field.name])
+        )
+
+
+def _reading(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type: (int, ...), (float, float), float | None, int, float, str, bool."""
+    inner = [part for part in typing.get_args(kind) if part is not type(None)]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is tuple:
+        return {"type": inner[0], "nargs": "*" if inner[-1] is Ellipsis else len(inner), "metavar": inner[0].__name__}
+    kind = inner[0] if inner else kind
+    return {"type": kind, "metavar": kind.__name__}
+
+
+def _train(options: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from srlab import train
+
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items()}
+    name, folder = values.pop("recipe"), values.pop("folder")
+    resume, stop_after = values.pop("resume"), values.pop("stop_after")
+    if resume:
+        if name or values or folder:
+            raise ValueError("--resume goes on with the recipe in its folder: leave out recipe, fields and --folder")
+        recipe = train.Recipe.from_dict(json.loads((resume / "recipe.json").read_text(encoding="utf-8")))
+    elif name not in train.RECIPES:
+        known = ", ".join(train.RECIPES)
+        said = f"no recipe {name!r}" if name else "no recipe named"
+        raise ValueError(f"{said}: expected one of {known}, or --resume FOLDER (example: srlab train demo --steps 300)")
+    else:
+        recipe = dataclasses.replace(train.RECIPES[name], **values)
+    for field, value in dataclasses.asdict(recipe).items():
+        print(f"{field:>22} {value}")
+    result = train.fit(recipe, resume or folder, stop_after=stop_after)
+    if result.step < recipe.steps:
+        return 0 if stop_after else 130
+    print(
+        f"done: {result.folder / 'model.safetensors'} (srlab evaluate {result.folder / 'model.safetensors'} --scale 2)"
+    )
+    return 0
+
+
+# upscale and evaluate
+
+
+def _upscale_options(parser: Parser) -> None:
+    parser.add_argument("picture", type=Path, help="a picture file, any format Pillow reads")
+    parser.add_argument("--scale", type=_scale, required=True, help="how many times larger: 2, 3, 4, ...")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a name of `srlab models`, a checkpoint file, or bicubic"
+    )
+    parser.add_argument("--output", type=Path, help="file to write, .png or .jpg; default: PICTURE_xSCALE.png")
+    parser.add_argument(
+        "--tile", type=int, help="side of tiles in pixels, 0 for none; default: only for large pictures"
+    )
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; 8 times slower"
+    )
+
+
+def _upscale(options: argparse.Namespace) -> int:
+    from srlab import evaluate, images
+
+    output = options.output or options.picture.with_name(f"{options.picture.stem}_x{options.scale}.png")
+    if output.exists() and options.picture.exists() and output.samefile(options.picture):
+        raise ValueError(f"--output is {output}, the picture itself: choose another name, so that it is not lost")
+    lr = images.load_image(options.picture)
+    model = _model(options.model, options.scale)
+    sr = evaluate.upscale(model, lr, options.scale, options.tile, options.self_ensemble, progress=True)
+    images.save_image(output, sr)
+    print(f"{output} ({lr.shape[2]} x {lr.shape[1]} -> {sr.shape[2]} x {sr.shape[1]}, {options.model})")
+    return 0
+
+
+def _model(name: str, scale: int) -> Any:
+    """The model called `name`: bicubic, a checkpoint file, a name of `srlab models`, or one without its "-x2"."""
+    from srlab import evaluate, weights
+
+    if name == "bicubic":
+        return evaluate.Bicubic()
+    if name.endswith((".safetensors", ".pth", ".pt", ".ckpt")):
+        return _loaded(weights.load_checkpoint, Path(name))
+    per_scale = f"{name}-x{scale}"
+    known = weights.names()
+    return _loaded(weights.load, per_scale if name not in known and per_scale in known else name)
+
+
+@functools.cache
+def _loaded(load: Callable[[Any], Any], source: str | Path) -> Any:
+    return load(source).to(runtime.pick_device())
+
+
+def _evaluate_options(parser: Parser) -> None:
+    parser.add_argument("models", nargs="*", metavar="NAME", help="as --model of `srlab upscale`; several are compared")
+    parser.add_argument("--data", nargs="+", default=["set5"], help="sets of pictures or folders; default: set5")
+    parser.add_argument("--scale", type=_scale, nargs="+", default=[2, 3, 4], help="scales; default: 2 3 4")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="A minus B, picture by picture, with an interval"
+    )
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; 8 times slower"
+    )
+    parser.add_argument("--output", type=Path, metavar="CSV", help="a row per picture goes here; a killed run goes on")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from srlab import datasets, evaluate, metrics
+
+    names = list(dict.fromkeys([*options.models, *(options.compare or ())]))
+    if not names:
+        raise ValueError("nothing to evaluate: name a model (srlab models lists them), for example bicubic")
+    if options.output and options.output.suffix != ".csv":
+        raise ValueError(f"--output is {options.output}, expected a name ending in .csv")
+    partial = options.output.with_suffix(".partial.csv") if options.output else None
+    sets = [datasets.load(name) for name in options.data]
+    models = {(name, scale): _model(name, scale) for scale in options.scale for name in names}  # all, before any work
+    tables = []
+    for pictures, ((name, scale), model) in itertools.product(sets, models.items()):
+        table = evaluate.benchmark(model, pictures, scale, self_ensemble=options.self_ensemble, partial=partial)
+        table.insert(0, "model", name)
+        tables.append(table)
+    rows = pd.concat(tables, ignore_index=True)
+    print(summary(rows).to_string(index=False))
+    for line in _comparisons(rows, options.compare):
+        print(line)
+    print(metrics.STANDARD.line())
+    if options.output:
+        runtime.atomic_write(options.output, lambda draft: rows.to_csv(draft, index=False))
+        partial.unlink(missing_ok=True)
+        print(f"{len(rows)} rows in {options.output}")
+    return 0
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean PSNR and SSIM with intervals, a line per set, scale and model, from rows per picture."""
+    import pandas as pd
+
+    from srlab import statistics
+
+    lines = []
+    for (dataset, scale, model), group in rows.groupby(["dataset", "scale", "model"], sort=False):
+        finite, exact = statistics.split_infinite(group["psnr_y"])
+        enough = len(finite) >= 2  # an interval needs two pictures
+        psnr = statistics.bootstrap_mean(finite) if enough else f"{group['psnr_y'].mean():.2f}"
+        ssim = statistics.bootstrap_mean(group["ssim_y"]) if len(group) >= 2 else f"{group['ssim_y'].mean():.4f}"
+        line = {"set": dataset, "scale": f"x{scale}", "model": model, "pictures": len(group)}
+        lines.append(line | {"PSNR-Y dB [95 %]": str(psnr), "SSIM-Y [95 %]": str(ssim), "exact": len(exact)})
+    table = pd.DataFrame(lines)
+    return table if table["exact"].any() else table.drop(columns="exact")
+
+
+def _comparisons(rows: pd.DataFrame, pair: Sequence[str] | None) -> Iterator[str]:
+    from srlab import statistics
+
+    if not pair:
+        return
+    for (dataset, scale), group in rows.groupby(["dataset", "scale"], sort=False):
+        a, b = (group[group["model"] == name] for name in pair)
+        result = statistics.paired_difference(a, b, names=tuple(pair))
+        yield f"{dataset} x{scale}: {result.line()}"
+
+
+# fetch and models
+
+
+def _fetch_options(parser: Parser) -> None:
+    parser.add_argument(
+        "names", nargs="+", help="sets of pictures, published weights (imdn-x2, or imdn for all), or all"
+    )
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from srlab import datasets, weights
+
+    sets = [row.name for row in datasets.status()]
+    published = [card.name for card in weights.cards() if card.url]
+    wanted = []
+    for name in options.names:
+        series = [weight for weight in published if re.fullmatch(rf"{re.escape(name)}(-x\d+)?", weight)]
+        found = [*sets, *published] if name == "all" else [name] if name in sets else series
+        if not found and name not in weights.names():
+            near = difflib.get_close_matches(name, [*sets, *published], n=3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"expected all, or of {', '.join(sets + published)}"
+            )
+            raise ValueError(f"nothing called {name!r} to fetch; {hint}")
+        wanted += found
+    troubles = 0
+    for name in dict.fromkeys(wanted):
+        try:
+            print(f"{name}: {_fetch_one(name, name in sets)}")
+        except datasets.FetchError as error:  # the others may still be had
+            troubles += 1
+            print(f"srlab: {error}", file=sys.stderr)
+    return 2 if troubles else 0
+
+
+def _fetch_one(name: str, is_set: bool) -> str:
+    from srlab import datasets, weights
+
+    if is_set:
+        return f"{len(datasets.load(name))} pictures are here"
+    card = weights.card(name)
+    return f"{datasets.fetch_file(card.url, card.sha256, card.size, progress=True)} ({card.licence})"
+
+
+def _models_options(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", help="show everything that is known about one")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from srlab import doctor, weights
+
+    if options.name:
+        card = weights.card(options.name)
+        facts = {name: value for name, value in vars(card).items() if name != "notes"} | dict(card.notes)
+        rows = [(f"{name}:", str(value)) for name, value in facts.items() if value not in ("", 0)]
+        print(*doctor.in_columns(rows), sep="\n")
+        return 0
+    head = ("name", "model", "scales", "parameters", "trained on", "licence", "here")
+    rows = [
+        (
+            card.name,
+            card.family,
+            " ".join(f"x{scale}" for scale in card.scales),
+            f"{card.parameters:,}",
+            card.trained_on,
+            card.licence.split(":")[0],
+            "yes" if card.is_here else f"srlab fetch {card.name}",
+        )
+        for card in weights.cards()
+    ]
+    print(*doctor.in_columns([head, *rows]), sep="\n")
+    return 0
+
+
+# doctor
+
+
+def _no_options(parser: Parser) -> None:
+    pass
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from srlab import doctor
+
+    broken = doctor.missing_packages()
+    for line in doctor.report_broken(broken) if broken else doctor.report():
+        print(line)
+    return int(bool(broken))
+
+
+COMMANDS = {
+    "figures": Command(
+        "run the notebooks and show their figures on one page",
+        _figures_options,
+        _figures,
+        "srlab figures 02 --profile smoke",
+    ),
+    "train": Command(
+        "train a model; --help shows every field of a recipe",
+        _train_options,
+        _train,
+        "srlab train demo --steps 300",
+    ),
+    "evaluate": Command(
+        "score models on sets of pictures",
+        _evaluate_options,
+        _evaluate,
+        f"srlab evaluate --compare {DEFAULT_MODEL} bicubic --data set5 set14 --scale 2 3 4",
+    ),
+    "upscale": Command("enlarge a picture", _upscale_options, _upscale, "srlab upscale photo.jpg --scale 3"),
+    "fetch": Command("get pictures and published weights, verified", _fetch_options, _fetch, "srlab fetch set5 imdn"),
+    "models": Command("list the trained models", _models_options, _models, "srlab models imdn-x2"),
+    "doctor": Command("say what is installed, what is here, how to get the rest", _no_options, _doctor, "srlab doctor"),
+}

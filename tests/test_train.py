@@ -1,0 +1,250 @@
+"""Training: the same run however often it is killed, and no work before the recipe has been checked."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from srlab import datasets, images, train, weights
+from srlab.train import Recipe, TrainingError
+
+TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, micro_batch=1, micro_batches=3, patch=8, learning_rate=1e-3,
+              warmup=2, final_learning_rate=1e-5, ema=0.5, log_every=2, save_every=3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of three smooth random pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for name in "abc":
+        coarse = torch.rand(1, 3, 8, 9, generator=generator)
+        images.save_image(
+            folder / f"{name}.png", torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(pictures):
+    return dataclasses.replace(TINY, data=str(pictures))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train.fit(recipe, folder, accelerator="cpu")
+
+
+def leaves(value, path=""):
+    """All tensors and numbers in nested dicts and lists, by path."""
+    if isinstance(value, dict):
+        return {p: leaf for key, inner in value.items() for p, leaf in leaves(inner, f"{path}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {p: leaf for key, inner in enumerate(value) for p, leaf in leaves(inner, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def assert_same_state(folder, other):
+    one, two = (leaves(weights.load_tensors(place / "last.ckpt")) for place in (folder, other))
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, two[path]), path
+        elif not path.endswith("seconds"):
+            assert value == two[path], path
+
+
+@pytest.mark.parametrize("killed_in_step", [2, 5, 10])
+def test_a_run_killed_without_warning_ends_bit_for_bit_as_the_undisturbed_one(
+    recipe, undisturbed, tmp_path, killed_in_step
+):
+    program = f"""
+        import os, signal
+        from srlab import losses, train
+        recipe = train.Recipe.from_dict({dataclasses.asdict(recipe)!r})
+        loss, calls = losses.total_loss, [0]
+        take_step = train._Run.take_step
+        def doomed(run, store):
+            if run.step == {killed_in_step - 1}:  # in the middle of the step: gradients are there, weights not yet moved
+                losses.total_loss = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+            take_step(run, store)
+        train._Run.take_step = doomed
+        train.fit(recipe, {str(tmp_path)!r}, accelerator="cpu")
+    """
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], check=False, capture_output=True, text=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "model.safetensors").exists()
+    result = train.fit(recipe, tmp_path, accelerator="cpu")
+    assert result.step == recipe.steps
+    assert_same_state(tmp_path, undisturbed.folder)
+    log, other = ((place / "log.csv").read_text().splitlines() for place in (tmp_path, undisturbed.folder))
+    assert [line.rsplit(",", 1)[0] for line in log] == [line.rsplit(",", 1)[0] for line in other]  # all but the seconds
+
+
+def test_a_run_in_parts_is_one_run(recipe, undisturbed, tmp_path):
+    while train.fit(recipe, tmp_path, stop_after=4, accelerator="cpu").step < recipe.steps:
+        pass
+    assert_same_state(tmp_path, undisturbed.folder)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(recipe, undisturbed, tmp_path):
+    import signal
+
+    result = train.fit(
+        recipe, tmp_path, on_log=lambda row, model: os.kill(os.getpid(), signal.SIGINT), accelerator="cpu"
+    )
+    assert result.step == recipe.log_every
+    train.fit(recipe, tmp_path, accelerator="cpu")
+    assert_same_state(tmp_path, undisturbed.folder)
+
+
+def test_the_finished_weights_are_the_average_and_load_again(undisturbed, recipe):
+    loaded = weights.load_checkpoint(undisturbed.folder / "model.safetensors")
+    state = weights.load_tensors(undisturbed.folder / "last.ckpt")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state["ema"][f"module.{name}"])
+    assert not torch.equal(value, state["model"][name])
+    assert loaded.scales == recipe.scales
+    assert json.loads((undisturbed.folder / "recipe.json").read_text())["steps"] == recipe.steps
+
+
+def test_one_step_is_the_gradient_of_all_its_micro_batches(recipe, tmp_path):
+    """Micro-batches of one scale are computed together; the gradient is still the mean over all of them."""
+    run = train._Run(dataclasses.replace(recipe, micro_batches=5), tmp_path, False, "cpu")
+    store = datasets.CropStore(datasets.load(recipe.data), recipe.scales)
+    groups = run._scales_of_step()
+    assert sum(len(generators) for generators in groups.values()) == 5
+    expected = [torch.zeros_like(p) for p in run.model.parameters()]
+    for scale, generators in groups.items():
+        for generator in generators:
+            lr, hr = run._batch(store, scale, [generator])
+            loss = (run.model(lr, scale) - hr).abs().mean() / 5
+            for total, gradient in zip(expected, torch.autograd.grad(loss, list(run.model.parameters())), strict=True):
+                total += gradient
+    seen = {}
+    run.optimizer.step = lambda: seen.update({name: p.grad.clone() for name, p in run.model.named_parameters()})
+    run.take_step(store)
+    for (name, _), gradient in zip(run.model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(seen[name], gradient, atol=1e-6, rtol=1e-3)
+
+
+def test_scales_are_drawn_evenly_and_independently(recipe, tmp_path):
+    run = train._Run(dataclasses.replace(recipe, scales=(2, 3, 4), micro_batches=4), tmp_path, False, "cpu")
+    counts, mixed = {2: 0, 3: 0, 4: 0}, 0
+    for step in range(600):
+        run.step = step
+        groups = run._scales_of_step()
+        mixed += len(groups) > 1
+        for scale, generators in groups.items():
+            counts[scale] += len(generators)
+    for count in counts.values():
+        assert abs(count - 800) < 5 * (2400 * 2 / 9) ** 0.5  # five standard deviations
+    assert abs(mixed / 600 - (1 - 1 / 27)) < 0.04
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(recipe, undisturbed, tmp_path, monkeypatch):
+    train.fit(recipe, tmp_path, stop_after=3, accelerator="cpu")
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def half_written(state, path):
+        path.write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half_written)
+        with pytest.raises(OSError, match="No space left"):
+            train.fit(recipe, tmp_path, accelerator="cpu")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    train.fit(recipe, tmp_path, accelerator="cpu")
+    assert_same_state(tmp_path, undisturbed.folder)
+
+
+def test_another_recipe_does_not_go_on_with_this_run(recipe, undisturbed):
+    with pytest.raises(TrainingError, match="learning_rate: 0.001 there, 0.002 asked"):
+        train.fit(dataclasses.replace(recipe, learning_rate=0.002), undisturbed.folder)
+    with pytest.raises(TrainingError, match="already holds a run"):
+        train.fit(recipe, undisturbed.folder, resume=False)
+
+
+@pytest.mark.parametrize("damage", ["text", "short", "code"])
+def test_a_checkpoint_that_is_none_is_refused(recipe, undisturbed, tmp_path, damage):
+    whole = (undisturbed.folder / "last.ckpt").read_bytes()
+    path, trap = tmp_path / "last.ckpt", tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(trap), "w"))
+
+    if damage == "code":
+        torch.save({"format": Malicious()}, path)
+    else:
+        path.write_bytes(b"hello" if damage == "text" else whole[: len(whole) // 2])
+    with pytest.raises(weights.CheckpointError):
+        train.fit(recipe, tmp_path, accelerator="cpu")
+    assert not trap.exists()
+
+
+def test_weights_that_diverge_stop_the_run(recipe, tmp_path):
+    with pytest.raises(TrainingError, match="diverged"):
+        train.fit(
+            dataclasses.replace(
+                recipe, fft_weight=1e38, learning_rate=0.9, final_learning_rate=0.9, warmup=0, steps=50
+            ),
+            tmp_path,
+            accelerator="cpu",
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"patch": 4}, "at least 8 LR pixels"),
+        ({"scales": ()}, "at least one scale"),
+        ({"scales": (2, 2.5)}, "whole number"),
+        ({"learning_rate": -1.0}, "between 0 and 1"),
+        ({"ema": 1.0}, "in \\[0, 1\\)"),
+        ({"final_learning_rate": 1.0}, "between 0 and learning_rate"),
+        ({"encoder": "edsr-small"}, "unknown encoder 'edsr-small'"),
+        ({"milestones": (3, 1)}, "rising"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_any_work(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_a_misspelt_field_is_answered_with_the_nearest_one():
+    with pytest.raises(ValueError, match="unknown field 'learnin_rate'; did you mean 'learning_rate'"):
+        Recipe.from_dict({"learnin_rate": 1e-3})
+
+
+def test_a_recipe_survives_json():
+    for recipe in train.RECIPES.values():
+        assert Recipe.from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_the_learning_rate_follows_the_paper_and_the_cosine():
+    paper = Recipe()
+    assert paper.learning_rate_at(199_999) == 1e-4
+    assert paper.learning_rate_at(200_000) == 5e-5
+    cosine = dataclasses.replace(TINY, steps=100, warmup=10, learning_rate=1e-3, final_learning_rate=0.0)
+    assert cosine.learning_rate_at(0) == pytest.approx(1e-4)
+    assert cosine.learning_rate_at(10) == pytest.approx(1e-3)
+    assert cosine.learning_rate_at(55) == pytest.approx(5e-4)
+    assert cosine.learning_rate_at(99) < 1e-6
+
+
+def test_every_field_of_a_recipe_says_what_it_is():
+    docs = train.field_docs()
+    assert list(docs) == [field.name for field in dataclasses.fields(Recipe)]
+    assert all(len(text) > 15 for text in docs.values())
