@@ -1,25 +1,22 @@
 """Similarity of two sets of features: CKA and its neighbours. A maths room: tensors in, numbers out.
 
-Row i of `x` (n, p) and row i of `y` (n, q) describe the same example. What an example is decides what the number
-means, so the reductions from feature maps (B, C, h, w) to examples have names: see `REDUCTIONS`.
-
-- Many examples (pixels): `CKA` and `CKAMatrix` take one picture after the other and hold sums only.
-- Few examples (pictures): Gram matrices, (n, n), from `linear_gram` or `rbf_gram`, then `cka_from_grams`.
-- Either way comes with an interval over pictures (`bootstrap`) and a null (`shuffled_pairs`, `null_by_shuffling`).
+Row i of `x` (n, p) and row i of `y` (n, q) describe the same example, a pixel or a picture (`features.REDUCTIONS`).
+Many examples: `CKA` and `CKAMatrix` take one picture after the other and hold sums only. Few examples: Gram matrices
+(n, n) from `linear_gram` or `rbf_gram`, then `cka_from_grams`. Both come with an interval over pictures.
 
 Linear CKA is HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)) (Kornblith et al. 2019, arXiv 1905.00414). `debiased` takes the
 unbiased HSIC_1 (Song et al. 2012, JMLR 13; Nguyen et al. 2021, arXiv 2010.15327), which is 0 on average for unrelated
 features; the biased one is not: about 0.5 for 64 Gaussian features and n = 64. HSIC_1 is an inner product of U-centred
-matrices, so even the debiased CKA lies in [-1, 1] and its root is never of a negative number.
+matrices (Szekely & Rizzo 2014), so even the debiased CKA lies in [-1, 1] and its root is never of a negative number.
 
-How a sum replaces a Gram matrix: about the mean, the rows of a linear Gram matrix sum to 0, and then, with k_i the
-squared length of example i,  n (n - 3) HSIC_1 = |x'y|^2 - n / (n - 2) sum k_i l_i + sum k_i sum l_i / ((n-1)(n-2)).
+How sums replace a Gram matrix: about the mean, its rows sum to 0, and then, with k_i and l_i the squared lengths of
+example i in x and in y,  n (n - 3) HSIC_1 = |x'y|^2 - n / (n - 2) sum k_i l_i + sum k_i sum l_i / ((n - 1) (n - 2)).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,41 +32,6 @@ _COLUMNS = 65536  # features per matrix product when a Gram matrix is made
 _RESAMPLED = 2**23  # numbers held at once while resampling
 
 
-# ---------------------------------------------------------------------------------------------- maps -> examples
-def pixels_as_examples(feats: Tensor, every: int = 1) -> Tensor:
-    """(B, C, h, w) -> (B * h * w, C): each pixel is an example, channels are its features.
-
-    Asks: do the two layers code the same local content? n is large, so bias is small, but neighbouring pixels are
-    alike: take intervals over pictures, not over pixels. `every` = 2 keeps every second row and column.
-    """
-    _check_maps(feats)
-    return feats[..., ::every, ::every].permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def pictures_as_examples(feats: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C * h * w): each picture is an example, its whole map is one long feature vector.
-
-    Asks: do the two layers find the same pictures alike? n is small and features are many: use the debiased form.
-    All pictures need one size.
-    """
-    _check_maps(feats)
-    return feats.flatten(1)
-
-
-def pooled_as_examples(feats: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C): each picture is an example, described by the mean of each channel."""
-    _check_maps(feats)
-    return feats.mean(dim=(2, 3))
-
-
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "pixels": pixels_as_examples,
-    "pictures": pictures_as_examples,
-    "pooled": pooled_as_examples,
-}
-
-
-# --------------------------------------------------------------------------------------------- sums over examples
 def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> float:
     """Linear CKA of two sets of features, computed in the smaller space (features or examples).
 
@@ -93,28 +55,6 @@ def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> float:
     return sums.compute(debiased)
 
 
-class CKA:
-    """Linear CKA of one pair of layers, fed batch by batch; see `CKAMatrix`, of which this is one cell."""
-
-    def __init__(self, keep_per_batch: bool = False):
-        self._matrix = CKAMatrix(["x"], ["y"], keep_per_batch)
-
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch: (n, p) and (n, q), any n >= 1. For `bootstrap`, one picture is one batch."""
-        self._matrix.update({"x": x}, {"y": y})
-
-    def compute(self, debiased: bool = False) -> float:
-        """Similarity of everything fed so far."""
-        return float(self._matrix.compute(debiased))
-
-    def bootstrap(
-        self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False, level: float = 0.95
-    ) -> tuple[float, float]:
-        """Interval (low, high) over batches (pictures); see `CKAMatrix.bootstrap`."""
-        low, high = self._matrix.bootstrap(n_resamples, seed, debiased, level)
-        return float(low), float(high)
-
-
 class CKAMatrix:
     """Linear CKA of every layer of one model with every layer of another, in one pass over the pictures.
 
@@ -130,12 +70,11 @@ class CKAMatrix:
 
     def __init__(self, names_x: Sequence[str], names_y: Sequence[str], keep_per_batch: bool = False):
         self.names_x, self.names_y = tuple(names_x), tuple(names_y)
-        if not self.names_x or not self.names_y:
-            raise ValueError(f"got {len(self.names_x)} and {len(self.names_y)} layer names, expected one or more each")
-        self.n = 0
-        self._keep = keep_per_batch
-        self._kept: list[list[Tensor]] = []
-        self._sides: tuple[_Side, _Side] | None = None
+        if any(not names or len(set(names)) < len(names) for names in (self.names_x, self.names_y)):
+            raise ValueError(f"got layers {self.names_x} and {self.names_y}, expected one or more each, none twice")
+        self.n = 0  # examples so far
+        self._keep, self._kept = keep_per_batch, []
+        self._sides: list[_Side] = []
 
     def update(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Add a batch (for `bootstrap`: a picture).
@@ -144,86 +83,85 @@ class CKAMatrix:
             x, y: layer name -> features, (n, width of that layer), the same n >= 1 for all; as `features.capture`
                 gives them after a reduction. Layers not among the names are ignored.
         """
-        rows_x, rows_y = _pick(x, self.names_x, "x"), _pick(y, self.names_y, "y")
-        named = {f"x[{k!r}]": v for k, v in rows_x.items()} | {f"y[{k!r}]": v for k, v in rows_y.items()}
+        named = _pick("x", x, self.names_x) | _pick("y", y, self.names_y)
         _check_rows(named, fewest=1)
-        xs, ys = list(rows_x.values()), list(rows_y.values())
-        if self._sides is None:
-            _check_finite(named, rows=_CHUNK)
-            sides = _Side.about(xs), _Side.about(ys)
-        else:
-            sides = self._sides
-        for side, rows, names in zip(sides, (xs, ys), (self.names_x, self.names_y), strict=True):
-            side.check_widths(rows, names)
-
-        sums = _sums(sides, xs, ys)
-        if not all(bool(part.isfinite().all()) for part in sums):
+        rows = list(named.values())
+        batch = rows[: len(self.names_x)], rows[len(self.names_x) :]
+        widths = [[features.shape[1] for features in side] for side in batch]
+        sides = self._sides or [_Side.about(side) for side in batch]
+        before = [side.widths for side in sides]
+        if widths != before:
+            raise ValueError(f"layers have {widths} features, expected {before} as before: maps of another size?")
+        sums = _sums(sides, batch)
+        if not all(part.isfinite().all() for part in sums):
             _check_finite(named)
-            raise ValueError(
-                "the sums overflowed although all features are finite, expected values within 1e8 times the spread of "
-                "the first batch: did the model diverge, or was the first batch nearly constant? float64 features help"
-            )
-        self._total = sums if self._sides is None else [a + b for a, b in zip(self._total, sums, strict=True)]
+            raise ValueError("sums overflow, expected values within 1e8 times the first batch's spread: did it vary?")
         self._sides = sides  # only now: nothing is kept of a batch that was refused
-        self.n += xs[0].shape[0]
+        self._total = [a + b for a, b in zip(self._total, sums, strict=True)] if self.n else sums
+        self.n += len(rows[0])
         if self._keep:
             self._kept.append(sums)
 
     def compute(self, debiased: bool = False) -> Tensor:
-        """Similarities, (layers of x, layers of y), float64.
-
-        Raises:
-            ValueError: fewer than 4 examples so far, or a layer that does not vary.
-        """
-        if self._sides is None or self.n < _FEWEST:
-            raise ValueError(_too_few(self.n))
-        own = self._total[1:]
-        for side, names, parts in zip(
-            self._sides, (self.names_x, self.names_y), (own[: len(self.names_x)], own[len(self.names_x) :]), strict=True
-        ):
-            side.check_varies(parts, names)
+        """Similarities so far, (layers of x, layers of y), float64; refuses n < 4 and layers that do not vary."""
+        _check_enough(self.n)
+        own = iter(self._total[1:])
+        for side, names in zip(self._sides, (self.names_x, self.names_y), strict=True):
+            for name, origin, unit in zip(names, side.origins, side.units, strict=True):
+                sums = next(own) / self.n
+                mean, length = sums[:-2, -1], float(sums[-2, -1])
+                variance = (length - float(mean.square().sum())) * unit**2
+                _check_varies(name, variance, float((origin + unit * mean).square().sum()))
         return self._similarity(self._total, debiased)
 
     def half_samples(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> Tensor:
         """Similarities in random halves of the batches (pictures), (n_resamples, layers of x, layers of y).
 
-        For a statistic of the matrix, such as the mean of its diagonal: take it here and in `compute()`, then
+        For a statistic of the matrix, such as the mean of its diagonal: take it of these and of `compute()`, then
         `half_sample_interval`.
         """
-        if not self._keep:
-            raise ValueError("sums per picture were not kept, expected CKAMatrix(..., keep_per_batch=True)")
-        chosen = _halves(len(self._kept), n_resamples, seed)
-        shapes = [part.shape for part in self._kept[0]]
-        kept = [torch.stack(parts).flatten(1) for parts in zip(*self._kept, strict=True)]
-        at_once = max(1, _RESAMPLED // sum(part.shape[1] for part in kept))
+        halves = _halves(len(self._kept), n_resamples, seed).double()
+        kept = [torch.stack(parts) for parts in zip(*self._kept, strict=True)]
         draws = []
-        for weights in chosen.double().split(at_once):
-            sums = [(weights @ part).unflatten(1, shape) for part, shape in zip(kept, shapes, strict=True)]
-            fewest = int(sums[0][:, -1, -1].min())
-            if fewest < _FEWEST:
-                raise ValueError(_too_few(fewest) + " (in a half-sample of the pictures)")
+        for weights in halves.split(max(1, _RESAMPLED // sum(part[0].numel() for part in kept))):
+            sums = [torch.tensordot(weights, part, dims=1) for part in kept]
+            _check_enough(int(sums[0][:, -1, -1].min()))
             draws.append(self._similarity(sums, debiased))
         return torch.cat(draws)
 
-    def bootstrap(
-        self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False, level: float = 0.95
-    ) -> tuple[Tensor, Tensor]:
-        """Interval (low, high) over pictures, each (layers of x, layers of y); see `half_sample_interval`.
-
-        Raises:
-            ValueError: sums were not kept, or fewer than 4 batches.
-        """
+    def bootstrap(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> tuple[Tensor, Tensor]:
+        """95 % interval (low, high) over pictures, each (layers of x, layers of y); see `half_sample_interval`."""
         draws = self.half_samples(n_resamples, seed, debiased)
-        return half_sample_interval(self.compute(debiased), draws, len(self._kept), level)
+        return half_sample_interval(self.compute(debiased), draws, len(self._kept))
 
     def _similarity(self, sums: list[Tensor], debiased: bool) -> Tensor:
         """Sums, maybe with leading dimensions -> (..., layers of x, layers of y)."""
         left, right = self._sides
-        own = [_Side(side.widths[i : i + 1]) for side in (left, right) for i in range(len(side.widths))]
-        parts = [_hsic(part, side, side, debiased) for part, side in zip(sums[1:], own, strict=True)]
-        own_x = torch.cat(parts[: len(left.widths)], dim=-2).clamp(min=0)  # (..., layers of x, 1)
-        own_y = torch.cat(parts[len(left.widths) :], dim=-1).clamp(min=0)  # (..., 1, layers of y)
+        alone = left.alone + right.alone
+        own = [_hsic(part, side, side, debiased) for part, side in zip(sums[1:], alone, strict=True)]
+        own_x = torch.cat(own[: len(left.alone)], dim=-2).clamp(min=0)  # (..., layers of x, 1)
+        own_y = torch.cat(own[len(left.alone) :], dim=-1).clamp(min=0)  # (..., 1, layers of y)
         return _hsic(sums[0], left, right, debiased) / (own_x.sqrt() * own_y.sqrt())
+
+
+class CKA:
+    """Linear CKA of one pair of layers, fed batch by batch: a `CKAMatrix` of one cell, with the same arguments."""
+
+    def __init__(self, keep_per_batch: bool = False):
+        self._matrix = CKAMatrix(["features"], ["features"], keep_per_batch)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch (for `bootstrap`: a picture), (n, p) and (n, q), any n >= 1."""
+        self._matrix.update({"features": x}, {"features": y})
+
+    def compute(self, debiased: bool = False) -> float:
+        """Similarity of everything fed so far."""
+        return float(self._matrix.compute(debiased))
+
+    def bootstrap(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> tuple[float, float]:
+        """95 % interval (low, high) over batches (pictures); see `half_sample_interval`."""
+        low, high = self._matrix.bootstrap(n_resamples, seed, debiased)
+        return float(low), float(high)
 
 
 class _Side:
@@ -232,15 +170,16 @@ class _Side:
     With those rows a single matrix product gives all that both forms of HSIC need, for every pair of layers.
     """
 
-    def __init__(self, widths: list[int], origins: list[Tensor] | None = None, units: list[float] | None = None):
+    def __init__(self, widths: list[int], origins: Sequence[Tensor] = (), units: Sequence[float] = ()):
         self.widths, self.origins, self.units = widths, origins, units
         ends = torch.tensor(widths).add(2).cumsum(0)
         self.height = int(ends[-1])
-        self.ones, self.squares = ends - 1, ends - 2
-        self.spans = [slice(int(end) - width - 2, int(end)) for end, width in zip(ends, widths, strict=True)]
+        self.spans = [slice(end - width - 2, end) for end, width in zip(ends.tolist(), widths, strict=True)]
+        self.squares, self.ones = ends - 2, ends - 1
         self.features = torch.cat([torch.arange(span.start, span.stop - 2) for span in self.spans])
         layer = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         self.member = F.one_hot(layer, len(widths)).double()  # (all features, layers)
+        self.alone = [_Side([width]) for width in widths] if len(widths) > 1 else [self]
 
     @classmethod
     def about(cls, rows: list[Tensor]) -> _Side:
@@ -255,98 +194,77 @@ class _Side:
 
     def stack(self, rows: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Features of each layer, (c, p) -> one block, (height, c)."""
-        block = torch.empty(self.height, rows[0].shape[0], dtype=dtype, device=rows[0].device)
+        block = torch.empty(self.height, len(rows[0]), dtype=dtype, device=rows[0].device)
         for features, span, origin, unit in zip(rows, self.spans, self.origins, self.units, strict=True):
-            layer = block[span]
-            torch.sub(features.T, origin.to(block)[:, None], out=layer[:-2])
-            layer[:-2] *= 1 / unit
-            torch.sum(layer[:-2].square(), dim=0, out=layer[-2])
-            layer[-1] = 1
+            values, squares, ones = block[span].split([features.shape[1], 1, 1])
+            torch.sub(features.T, origin.to(block)[:, None], out=values).mul_(1 / unit)
+            torch.sum(values.square(), dim=0, keepdim=True, out=squares)
+            ones.fill_(1)
         return block
 
-    def moments(self, sums: Tensor, other: _Side) -> Tensor:
-        """Map from stacked rows to squared lengths about the mean, (..., height, layers): k = |x|^2 - 2 x.m + |m|^2."""
-        n = sums[..., -1, -1, None]
-        mean = sums[..., self.features, other.ones[0]] / n  # (..., all features)
-        lengths = mean.square() @ self.member  # (..., layers)
+    def to_lengths(self, mean: Tensor) -> Tensor:
+        """Map (..., height, layers) from stacked rows to squared lengths about the mean, k = |x|^2 - 2 x.m + |m|^2."""
+        mapping = mean.new_zeros(*mean.shape[:-1], self.height, len(self.widths))
         layers = torch.arange(len(self.widths))
-        to_length = sums.new_zeros(*sums.shape[:-2], self.height, len(self.widths))
-        to_length[..., self.features, :] = -2 * mean[..., None] * self.member
-        to_length[..., self.squares, layers] = 1
-        to_length[..., self.ones, layers] = lengths
-        return to_length
-
-    def check_widths(self, rows: list[Tensor], names: Sequence[str]) -> None:
-        for features, width, name in zip(rows, self.widths, names, strict=True):
-            if features.shape[1] != width:
-                raise ValueError(
-                    f"layer {name!r} has {features.shape[1]} features, expected {width} as in the batches before: "
-                    f"another model, or flattened maps of pictures of another size?"
-                )
-
-    def check_varies(self, own: list[Tensor], names: Sequence[str]) -> None:
-        for part, name, origin, unit in zip(own, names, self.origins, self.units, strict=True):
-            mean = part[:-2, -1] / part[-1, -1]
-            variance = float(part[-2, -1] / part[-1, -1] - mean.square().sum()) * unit**2
-            _check_varies(variance, float((origin + unit * mean).square().sum()), name)
+        mapping[..., self.features, :] = -2 * mean[..., None] * self.member
+        mapping[..., self.squares, layers] = 1
+        mapping[..., self.ones, layers] = mean.square() @ self.member
+        return mapping
 
 
-def _sums(sides: tuple[_Side, _Side], xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
-    """Products of the stacked rows of a batch in float64: x with y, then every layer with itself."""
-    n = xs[0].shape[0]
-    pairs = sides[0].height * sides[1].height + sum((width + 2) ** 2 for side in sides for width in side.widths)
-    exact = n * pairs < _EXACT or any(features.dtype == torch.float64 for features in (*xs, *ys))
-    chunk = _CHUNK if xs[0].device.type == "cpu" else _GPU_CHUNK
+def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Products of the stacked rows of a batch in float64: all of x with all of y, then every layer with itself."""
+    every = [features for rows in batch for features in rows]
+    cost = sides[0].height * sides[1].height + sum(alone.height**2 for side in sides for alone in side.alone)
+    exact = len(every[0]) * cost < _EXACT or any(features.dtype == torch.float64 for features in every)
+    chunk = _CHUNK if every[0].device.type == "cpu" else _GPU_CHUNK
     total: list[Tensor] = []
-    for start in range(0, n, chunk):
+    for start in range(0, len(every[0]), chunk):
         blocks = []
-        for side, rows in zip(sides, (xs, ys), strict=True):
+        for side, rows in zip(sides, batch, strict=True):
             part = [features.detach()[start : start + chunk] for features in rows]
             part = [_double(features) for features in part] if exact else part
             blocks.append(side.stack(part, torch.float64 if exact else torch.float32))
-        own = [block[span] for side, block in zip(sides, blocks, strict=True) for span in side.spans]
-        products = [_product(*blocks), *(_product(layer, layer) for layer in own)]
+        layers = [block[span] for side, block in zip(sides, blocks, strict=True) for span in side.spans]
+        products = [_product(*blocks), *(_product(layer, layer) for layer in layers)]
         total = [a + b for a, b in zip(total, products, strict=True)] if total else products
     return total
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b' of (P, c) and (Q, c), in float64 on the CPU. oneDNN has twice the speed of torch.mm's MKL on AMD machines."""
+    """a b' of (P, c) and (Q, c), in float64 on the CPU."""
     if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return F.linear(a.to_mkldnn(), b).to_dense().double()
+        return F.linear(a.to_mkldnn(), b).to_dense().double()  # oneDNN: twice as fast as torch.mm (MKL) on AMD
     return (a @ b.T).cpu().double()
 
 
 def _hsic(sums: Tensor, left: _Side, right: _Side, debiased: bool) -> Tensor:
-    """Products of stacked rows, (..., left.height, right.height) -> HSIC of every pair, up to a factor of n only."""
-    n = sums[..., -1, -1, None, None]
-    mean_x = sums[..., left.features, :][..., right.ones[:1]] / n  # (..., p, 1)
-    mean_y = sums[..., left.ones[:1], :][..., right.features] / n  # (..., 1, q)
-    about_mean = sums[..., left.features, :][..., right.features] - n * mean_x * mean_y
-    hsic = left.member.T @ about_mean.square() @ right.member  # (..., layers, layers)
+    """Products of stacked rows, (..., left.height, right.height) -> HSIC, but for a factor, (..., layers, layers)."""
+    n = sums[..., -1:, -1:]
+    mean_x = sums[..., left.features, -1] / n[..., 0]  # (..., p)
+    mean_y = sums[..., -1, right.features] / n[..., 0]  # (..., q)
+    about_mean = sums[..., left.features, :][..., right.features] - n * mean_x[..., None] * mean_y[..., None, :]
+    hsic = left.member.T @ about_mean.square() @ right.member
     if not debiased:
         return hsic
-    to_k, to_l = left.moments(sums, right), right.moments(sums.mT, left)
-    k_l = to_k.mT @ sums @ to_l  # sum over examples of k_i l_i
-    k, l = to_k.mT @ sums[..., right.ones[:1]], sums[..., left.ones[:1], :] @ to_l
-    return hsic - n / (n - 2) * k_l + k * l / ((n - 1) * (n - 2))
+    to_k, to_l = left.to_lengths(mean_x), right.to_lengths(mean_y)
+    sum_kl = to_k.mT @ sums @ to_l
+    sum_k, sum_l = to_k.mT @ sums[..., -1:], sums[..., -1:, :] @ to_l
+    return hsic - n / (n - 2) * sum_kl + sum_k * sum_l / ((n - 1) * (n - 2))
 
 
-# ---------------------------------------------------------------------------------------------------- Gram matrices
 def linear_gram(x: Tensor) -> Tensor:
     """Dot products of all examples about the mean, (n, p) -> (n, n) float64; p may be millions."""
     _check_rows({"x": x})
-    gram = torch.zeros(len(x), len(x), dtype=torch.float64)
-    offset = 0.0
+    gram, offset = torch.zeros(len(x), len(x), dtype=torch.float64), 0.0
     for columns in x.detach().split(_COLUMNS, dim=1):
-        columns = _double(columns)
-        mean = columns.mean(0)
+        mean = _double(columns).mean(0)
+        about_mean = _double(columns) - mean
+        gram += (about_mean @ about_mean.T).cpu()
         offset += float(mean.square().sum())
-        columns = columns - mean
-        gram += (columns @ columns.T).cpu()
     if not gram.isfinite().all():
         _check_finite({"x": x})
-    _check_varies(float(gram.diagonal().mean()), offset, "x")
+    _check_varies("x", float(gram.diagonal().mean()), offset)
     return gram
 
 
@@ -357,8 +275,7 @@ def rbf_gram(x: Tensor, bandwidth: float = 1.0) -> Tensor:
     median is taken over the whole matrix, diagonal included.
     """
     gram = linear_gram(x)
-    lengths = gram.diagonal()
-    squared = (lengths[:, None] + lengths - 2 * gram).clamp(min=0)
+    squared = (gram.diagonal()[:, None] + gram.diagonal() - 2 * gram).clamp(min=0)
     median = float(np.median(squared.numpy()))
     if median <= 0:
         raise ValueError("the median distance is 0, expected distinct examples: are most rows of x equal, dead units?")
@@ -372,86 +289,56 @@ def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False
 
 
 def cka_from_grams(grams_x: Tensor, grams_y: Tensor, debiased: bool = False) -> Tensor:
-    """CKA of Gram matrices, centred or not: (n, n) twice -> scalar; (Lx, n, n) and (Ly, n, n) -> (Lx, Ly), float64.
-
-    Raises:
-        ValueError: not square Gram matrices of one n >= 4, or one of features that do not vary.
-    """
-    n = grams_x.shape[-1]
-    if any(g.ndim not in (2, 3) or g.shape[-2:] != (n, n) for g in (grams_x, grams_y)):
+    """CKA of Gram matrices, centred or not: (n, n) twice -> scalar; (Lx, n, n) and (Ly, n, n) -> (Lx, Ly), float64."""
+    shapes, n = (grams_x.shape, grams_y.shape), grams_x.shape[-1]
+    if any(shape[-2:] != (n, n) for shape in shapes) or not 2 <= grams_x.ndim == grams_y.ndim <= 3:
         raise ValueError(
-            f"Gram matrices have shapes {tuple(grams_x.shape)} and {tuple(grams_y.shape)}, expected (n, n) or "
-            f"(layers, n, n) with one n: were features passed, or another number of pictures?"
+            f"got Gram matrices of shapes {tuple(shapes[0])} and {tuple(shapes[1])}, expected (n, n) twice or "
+            f"(layers, n, n) twice: were features passed, or another number of pictures?"
         )
-    if n < _FEWEST:
-        raise ValueError(_too_few(n))
-    xs, ys = (_centred(grams, debiased).flatten(-2) for grams in (grams_x, grams_y))
-    norms_x, norms_y = xs.norm(dim=-1), ys.norm(dim=-1)
-    for norm, grams in ((norms_x, grams_x), (norms_y, grams_y)):
-        if not (norm > 1e-13 * grams.double().flatten(-2).norm(dim=-1)).all():
+    _check_enough(n)
+    flat = []
+    for grams in (grams_x.double(), grams_y.double()):
+        centred = _centred(grams, debiased).flatten(-2)
+        norm = centred.norm(dim=-1, keepdim=True)
+        if not (norm > 1e-13 * grams.flatten(-2).norm(dim=-1, keepdim=True)).all():
             raise ValueError(
-                "a Gram matrix is not finite, or vanishes when centred, expected examples that differ from each other "
-                "unevenly: constant features, NaN, or one-hot rows, which are all equally far apart?"
+                "a Gram matrix is not finite or vanishes when centred, expected examples at different distances: NaN, "
+                "features that do not vary, or one-hot rows?"
             )
-    return xs @ ys.mT / (norms_x[:, None] * norms_y) if xs.ndim > 1 else xs @ ys / (norms_x * norms_y)
+        flat.append(centred / norm)
+    return flat[0] @ flat[1].mT if flat[0].ndim > 1 else flat[0] @ flat[1]
 
 
 def _centred(grams: Tensor, debiased: bool) -> Tensor:
-    """H K H, or the U-centred matrix, whose inner product over n (n - 3) is HSIC_1 (Szekely & Rizzo 2014)."""
-    grams = grams.double()
+    """H K H; or the U-centred matrix, of which the inner product is n (n - 3) HSIC_1."""
     n = grams.shape[-1]
+    rows = grams.mean(-1, keepdim=True)
+    centred = grams - rows - rows.mT + rows.mean(-2, keepdim=True)
     if not debiased:
-        rows = grams.mean(-1, keepdim=True)
-        return grams - rows - rows.mT + rows.mean(-2, keepdim=True)
-    # About the mean first: zeroing the diagonal of a matrix of large means would leave small differences of large sums.
-    centred = _centred(grams, debiased=False)
-    off = centred - torch.diag_embed(centred.diagonal(dim1=-2, dim2=-1))
+        return centred
+    off = centred - centred.diagonal(dim1=-2, dim2=-1).diag_embed()
     rows = off.sum(-1, keepdim=True) / (n - 2)
     off = off - rows - rows.mT + rows.sum(-2, keepdim=True) / (n - 1)
-    return off - torch.diag_embed(off.diagonal(dim1=-2, dim2=-1))
+    return off - off.diagonal(dim1=-2, dim2=-1).diag_embed()
 
 
-# ----------------------------------------------------------------------------------------------- intervals and nulls
-def bootstrap_grams(
-    grams_x: Tensor,
-    grams_y: Tensor,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    debiased: bool = False,
-    level: float = 0.95,
-) -> tuple[Tensor, Tensor]:
-    """Interval (low, high) over examples (pictures) of `cka_from_grams`, in its shape; see `half_sample_interval`."""
-    draws = []
-    for weights in _halves(grams_x.shape[-1], n_resamples, seed):
-        some = weights.nonzero().squeeze(1)
-        halves = (grams[..., some, :][..., some] for grams in (grams_x, grams_y))
-        draws.append(cka_from_grams(*halves, debiased))
-    estimate = cka_from_grams(grams_x, grams_y, debiased)
-    return half_sample_interval(estimate, torch.stack(draws), grams_x.shape[-1], level)
-
-
-def half_sample_interval(
-    estimate: Tensor, draws: Tensor, n_pictures: int, level: float = 0.95
-) -> tuple[Tensor, Tensor]:
-    """Interval for a similarity from its values in random halves of the pictures.
+def half_sample_interval(estimate: Tensor, draws: Tensor, n: int, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Interval (low, high) for a similarity, from its values in random halves of the pictures.
 
     Half-sampling is the bootstrap without replacement: values in random halves scatter around the full sample's as
-    that does around the truth (Efron 1982, chapter 8; Shao & Wu 1989). A drawing with replacement will not do here:
-    a picture drawn twice is a pair of perfectly alike examples, and lifts CKA, the debiased form most of all.
-    The scatter is taken on Fisher's z = atanh, which keeps the interval inside [-1, 1], with Student's t.
+    that does around the truth (Shao & Wu 1989). With replacement it fails: a picture drawn twice is a pair of perfectly
+    alike examples and lifts CKA. In simulations with a known CKA such 95 % intervals covered it in 45 to 86 % of the
+    cases, these in 90 to 100 %. Taken on Fisher's z = atanh, which stays in [-1, 1], with Student's t.
 
     Args:
         estimate: similarity of the full sample, any shape.
-        draws: (n_resamples, *shape of estimate), as `CKAMatrix.half_samples` gives them.
-        n_pictures: pictures in the full sample.
-
-    Returns:
-        low, high, each in the shape of `estimate`.
+        draws: (n_resamples, *shape of estimate), as from `CKAMatrix.half_samples`.
+        n: pictures in the full sample.
     """
-    edge = 1 - 1e-12
-    half = n_pictures // 2
-    scatter = draws.clamp(-edge, edge).atanh().std(dim=0) * math.sqrt(half / (n_pictures - half))
-    reach = scatter * float(stats.t.ppf((1 + level) / 2, n_pictures - 1))
+    edge, half = 1 - 1e-12, n // 2
+    scatter = draws.clamp(-edge, edge).atanh().std(dim=0) * math.sqrt(half / (n - half))
+    reach = scatter * float(stats.t.ppf((1 + level) / 2, n - 1))
     centre = estimate.clamp(-edge, edge).atanh()
     return (centre - reach).tanh(), (centre + reach).tanh()
 
@@ -459,9 +346,23 @@ def half_sample_interval(
 def _halves(n: int, n_resamples: int, seed: int) -> Tensor:
     """Which of n pictures each resample holds, (n_resamples, n) bool with n // 2 True in each row."""
     if n < _FEWEST:
-        raise ValueError(f"got {n} pictures, expected at least {_FEWEST} for an interval: feed one picture per update")
+        raise ValueError(
+            f"got {n} pictures, expected at least {_FEWEST} for an interval: keep_per_batch=True, one picture an update?"
+        )
     order = torch.rand(n_resamples, n, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
     return order < n // 2
+
+
+def bootstrap_grams(
+    grams_x: Tensor, grams_y: Tensor, n_resamples: int = 1000, seed: int = 0, debiased: bool = False
+) -> tuple[Tensor, Tensor]:
+    """95 % interval (low, high) of `cka_from_grams` over examples (pictures); see `half_sample_interval`."""
+    n = grams_x.shape[-1]
+    draws = []
+    for half in _halves(n, n_resamples, seed):
+        rows, columns = half.nonzero(), half.nonzero().T
+        draws.append(cka_from_grams(grams_x[..., rows, columns], grams_y[..., rows, columns], debiased))
+    return half_sample_interval(cka_from_grams(grams_x, grams_y, debiased), torch.stack(draws), n)
 
 
 def null_by_shuffling(
@@ -470,58 +371,17 @@ def null_by_shuffling(
     """CKA of examples paired at random, (n_shuffles, *shape of `cka_from_grams`): what n and p alone give."""
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(grams_y.shape[-1], generator=generator) for _ in range(n_shuffles)]
-    return torch.stack([cka_from_grams(grams_x, grams_y[..., order, :][..., order], debiased) for order in orders])
+    return torch.stack([cka_from_grams(grams_x, grams_y[..., i[:, None], i], debiased) for i in orders])
 
 
-Feats = Tensor | Mapping[str, Tensor]
-
-
-def shuffled_pairs(pairs: Iterable[tuple[Feats, Feats]]) -> Iterator[tuple[Feats, Feats]]:
-    """Pair x of each picture with y of the picture before, of the last one for the first: a null for pixels.
-
-    Feed the result to another accumulator. Pixels keep their place, so this null holds what place and picture
-    borders alone explain; only the content is swapped. Maps of two sizes are cropped at the right and at the bottom.
-    Holds two pictures.
-
-    Args:
-        pairs: per picture, the maps (B, C, h, w) of both sides, or dicts layer -> maps.
-    """
-    first_x, before, count = None, None, 0
-    for x, y in pairs:
-        count += 1
-        if before is None:
-            first_x = x
-        else:
-            yield _crop(x, before), _crop(before, x)
-        before = y
-    if count < 2:
-        raise ValueError(f"got {count} pictures, expected at least 2: a picture cannot be swapped with itself")
-    yield _crop(first_x, before), _crop(before, first_x)
-
-
-def _crop(feats: Feats, other: Feats) -> Feats:
-    maps = [m for side in (feats, other) for m in (side.values() if isinstance(side, Mapping) else [side])]
-    height, width = (min(m.shape[axis] for m in maps) for axis in (-2, -1))
-    if isinstance(feats, Mapping):
-        return {name: m[..., :height, :width] for name, m in feats.items()}
-    return feats[..., :height, :width]
-
-
-# ------------------------------------------------------------------------------------------------- other similarities
 def cca(x: Tensor, y: Tensor) -> float:
-    """Mean canonical correlation of (n, p) and (n, q) over min(p, q) directions; unchanged by any invertible map.
-
-    Raises:
-        ValueError: as `linear_cka`; and when n leaves no room: with n - 1 <= rank, correlations are 1 for any features.
-    """
-    _check_rows({"x": x, "y": y})
-    return _mean_correlation(_coordinates(x), _coordinates(y))
+    """Mean canonical correlation of (n, p) and (n, q) over min(p, q) directions; unchanged by any invertible map."""
+    return _mean_correlation(x, y, keep=1.0)
 
 
 def svcca(x: Tensor, y: Tensor, keep: float = 0.99) -> float:
     """`cca` of the leading principal directions that hold `keep` of the variance (Raghu et al. 2017, 1706.05806)."""
-    _check_rows({"x": x, "y": y})
-    return _mean_correlation(_coordinates(x, keep), _coordinates(y, keep))
+    return _mean_correlation(x, y, keep)
 
 
 def procrustes(x: Tensor, y: Tensor) -> float:
@@ -535,95 +395,83 @@ def procrustes(x: Tensor, y: Tensor) -> float:
 
 
 def _coordinates(x: Tensor, keep: float = 1.0) -> Tensor:
-    """Centred examples along their principal axes, (n, rank) float64, in the smaller space; largest axis first."""
-    n, p = x.shape
-    if n < p:
-        variances, axes = torch.linalg.eigh(linear_gram(x))
-        coordinates = axes * variances.clamp(min=0).sqrt()
+    """Centred examples along their principal axes, largest first, (n, rank) float64; from n x n where n < p."""
+    if x.shape[0] < x.shape[1]:
+        values, vectors = torch.linalg.eigh(linear_gram(x))
+        coordinates = vectors * values.clamp(min=0).sqrt()
     else:
-        centred = _double(x.detach()).cpu()
-        centred = centred - centred.mean(0)
         _check_finite({"x": x})
-        variances, axes = torch.linalg.eigh(centred.T @ centred)
-        _check_varies(float(variances.sum()) / n, float(_double(x.detach()).mean(0).square().sum()), "x")
-        coordinates = centred @ axes
-    variances, coordinates = variances.flip(0), coordinates.flip(1)
-    held = variances.cumsum(0) / variances.sum()
-    rank = int((variances > variances[0] * max(n, p) * torch.finfo(torch.float64).eps).sum())
+        mean = _double(x.detach()).mean(0)
+        centred = (_double(x.detach()) - mean).cpu()
+        _check_varies("x", float(centred.square().sum()) / len(x), float(mean.square().sum()))
+        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        coordinates = centred @ vectors
+    values, coordinates = values.flip(0), coordinates.flip(1)
+    rank = int((values > values[0] * max(x.shape) * 2.3e-16).sum())  # the rest is rounding
     if keep < 1:
-        rank = min(rank, int((held < keep).sum()) + 1)
+        rank = min(rank, 1 + int((values.cumsum(0) < keep * values.sum()).sum()))
     return coordinates[:, :rank]
 
 
-def _mean_correlation(a: Tensor, b: Tensor) -> float:
-    n, rank = len(a), max(a.shape[1], b.shape[1])
-    if rank >= n - 1:
+def _mean_correlation(x: Tensor, y: Tensor, keep: float) -> float:
+    _check_rows({"x": x, "y": y})
+    a, b = _coordinates(x, keep), _coordinates(y, keep)
+    rank = max(a.shape[1], b.shape[1])
+    if rank >= len(a) - 1:
         raise ValueError(
-            f"features span {rank} directions with only {n} examples, expected n > {rank + 1}: correlations would be 1 "
-            f"whatever the features are. Take pixels or pooled maps as examples, or `svcca` with a smaller `keep`"
+            f"got {rank} directions from {len(a)} examples, expected n > {rank + 1}, as else all correlations are 1: "
+            f"pictures as examples? Pixels or pooled maps, or `svcca` with a smaller `keep`, leave more room"
         )
-    a, b = (torch.linalg.qr(side).Q for side in (a, b))
-    return float(torch.linalg.svdvals(a.T @ b).clamp(max=1).mean())
+    correlations = torch.linalg.svdvals(torch.linalg.qr(a).Q.T @ torch.linalg.qr(b).Q)
+    return float(correlations.clamp(max=1).mean())
 
 
-# -------------------------------------------------------------------------------------------------------- refusals
 def _double(x: Tensor) -> Tensor:
     return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
 
 
-def _check_maps(feats: Tensor) -> None:
-    if feats.ndim != 4:
-        raise ValueError(
-            f"feature maps have shape {tuple(feats.shape)}, expected (B, C, h, w): is the batch axis missing?"
-        )
-
-
-def _pick(features: Mapping[str, Tensor], names: Sequence[str], side: str) -> dict[str, Tensor]:
+def _pick(side: str, features: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     missing = [name for name in names if name not in features]
     if missing:
-        raise ValueError(
-            f"{side} lacks layers {missing}, expected {list(names)}, got {list(features)}: other captures?"
-        )
-    return {name: features[name] for name in names}
+        raise ValueError(f"{side} has layers {list(features)}, expected also {missing}: another capture, or model?")
+    return {f"{side}[{name!r}]": features[name] for name in names}
 
 
 def _check_rows(named: Mapping[str, Tensor], fewest: int = _FEWEST) -> None:
     """All (n, features), floating, one n."""
-    counts = {}
     for name, rows in named.items():
         if rows.ndim != 2 or not rows.shape[1]:
             raise ValueError(
                 f"{name} has shape {tuple(rows.shape)}, expected (examples, features): feature maps go through a "
-                f"reduction first, such as pixels_as_examples"
+                f"reduction first, such as features.pixels_as_examples"
             )
         if not rows.is_floating_point():
             raise ValueError(f"{name} has dtype {rows.dtype}, expected a floating one: is it a picture in uint8?")
-        counts[name] = rows.shape[0]
+    counts = {name: len(rows) for name, rows in named.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"numbers of examples differ, {counts}, expected one n: other pictures, crops or strides?")
-    if min(counts.values()) < fewest:
-        raise ValueError(_too_few(min(counts.values()), fewest))
+    _check_enough(min(counts.values()), fewest)
 
 
-def _too_few(n: int, fewest: int = _FEWEST) -> str:
-    return (
-        f"got {n} examples, expected at least {fewest} (and many more to say anything): are pictures the examples where "
-        f"pixels were meant, or x and y transposed?"
-    )
+def _check_enough(n: int, fewest: int = _FEWEST) -> None:
+    if n < fewest:
+        raise ValueError(
+            f"got {n} examples, expected at least {fewest} (for an interval in half of the pictures): are pictures the "
+            f"examples where pixels were meant, or x and y transposed?"
+        )
 
 
-def _check_finite(named: Mapping[str, Tensor], rows: int | None = None) -> None:
-    for name, values in named.items():
-        bad = int((~values[:rows].isfinite()).sum())
-        if bad:
+def _check_finite(named: Mapping[str, Tensor]) -> None:
+    for name, rows in named.items():
+        if bad := int((~rows.isfinite()).sum()):
             raise ValueError(
-                f"{name} holds {bad} NaN or infinite values, expected finite features: did the model diverge, or did "
-                f"half precision overflow?"
+                f"{name} holds {bad} NaN or infinite values, expected finite ones: a diverged model, or a half-precision "
+                f"overflow?"
             )
 
 
-def _check_varies(variance: float, offset: float, name: str) -> None:
-    """Refuse features that differ by no more than float32 rounding of their mean (`offset`: squared length of it)."""
+def _check_varies(name: str, variance: float, offset: float) -> None:
+    """Refuse features that differ by no more than float32 rounding of their mean, whose squared length is `offset`."""
     if not variance > (4 * torch.finfo(torch.float32).eps) ** 2 * offset:
         raise ValueError(
             f"layer {name!r} does not vary over the examples (variance {variance:.1e} about a mean of length "

@@ -209,10 +209,14 @@ def _in_parallel(entries: Sequence[PinnedFile], title: str) -> list[Path]:
             given_up.set()
             raise
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(PARALLEL) as pool, tqdm(total=len(entries), desc=title, unit="file") as bar:
+        paths = []
         jobs = [pool.submit(work, entry) for entry in entries]
         try:
-            return [job.result() for job in tqdm(jobs, desc=title, unit="file")]
+            for job in jobs:
+                paths.append(job.result())
+                bar.update()
+            return paths
         except BaseException:  # Ctrl-C included
             given_up.set()
             raise

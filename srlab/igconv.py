@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
 
+CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640, see the class
+GPU_STRIP = 131_072  # a GPU needs more at once to be busy
 
 def grid_centres(scale: int, *, device=None, dtype=torch.float32) -> Tensor:
     """Centres of `scale` equal cells on [-1, 1]: the sub-pixels of one LR pixel along one axis, (scale,)."""
@@ -258,35 +260,42 @@ class IGSample(nn.Module):
 
     def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
         maps = F.conv2d(feats, self.kernel(scale), padding=self.hyper.kernel_size // 2)
-        return sample_picture(lr, maps, scale)
+        return F.pixel_shuffle(sample_picture(lr, maps, scale), scale)
 
     @torch.no_grad()
     def instantiate(self, scale: int) -> StoredIGSample:
         return StoredIGSample(self.kernel(scale).clone(), scale).train(self.training)
 
 
-def sample_picture(lr: Tensor, maps: Tensor, scale: int) -> Tensor:
+def sample_picture(lr: Tensor, maps: Tensor, scale: int, first_row: int = 0) -> Tensor:
     """Read `lr` bilinearly where `maps` say, each colour at its own places.
+
+    Maps are read as the convolution leaves them: pixel shuffle would move four numbers per value that it has to move
+    afterwards, and rows of LR pixels, not of HR pixels, are what `grid_sample` finds side by side in memory.
 
     Args:
         lr: (B, 3, h, w); read with its border repeated.
-        maps: (B, 12 * scale**2, h, w) in pixel-shuffle order: shifts (x of R, G, B, then y), then their scopes.
+        maps: (B, 12 * scale**2, rows, w) in pixel-shuffle order: shifts (x of R, G, B, then y), then their scopes.
         scale: upsampling factor.
+        first_row: row of `lr` that the first row of `maps` belongs to.
 
     Returns:
-        (B, 3, h * scale, w * scale).
+        (B, 3 * scale**2, rows, w), to be pixel-shuffled into `rows * scale` rows of the picture.
     """
-    batch, _, h, w = lr.shape
-    shift, scope = F.pixel_shuffle(maps, scale).chunk(2, dim=1)  # (B, 6, H, W) each
-    shift = (0.5 * shift * scope.sigmoid()).unflatten(1, (2, RGB))  # (B, axis, colour, H, W), in LR pixels
-    rows = (torch.arange(h * scale, device=lr.device, dtype=lr.dtype) + 0.5) / scale  # output centres in LR pixels
-    columns = (torch.arange(w * scale, device=lr.device, dtype=lr.dtype) + 0.5) / scale
-    x = 2 * (columns + shift[:, 0]) / w - 1  # (B, 3, H, W); -1 and 1 are the picture's outer edges
-    y = 2 * (rows[:, None] + shift[:, 1]) / h - 1
-    grid = torch.stack([x, y], dim=-1).flatten(0, 1)  # (B * 3, H, W, 2)
+    (batch, _, h, w), rows = lr.shape, maps.shape[-2]
+    shift, scope = maps.reshape(batch, 2, 2, RGB, scale, scale, rows, w).unbind(1)  # (B, axis, colour, u, v, rows, w)
+    scope = scope.sigmoid()
+    number = {"device": lr.device, "dtype": lr.dtype}
+    sub_pixels = (torch.arange(scale, **number)[:, None] + 0.5) / scale  # (scale, 1), in LR pixels
+    columns = 2 * (torch.arange(w, **number) + sub_pixels) / w - 1  # (v, w); -1 and 1 are the picture's outer edges
+    lines = 2 * (torch.arange(first_row, first_row + rows, **number) + sub_pixels) / h - 1  # (u, rows)
+    # shift * sigmoid(scope) / 2 LR pixels, where a pixel is 2 / w of the picture's width
+    x = torch.addcmul(columns[:, None], shift[:, 0], scope[:, 0], value=1 / w)  # (B, colour, u, v, rows, w)
+    y = torch.addcmul(lines[:, None, :, None], shift[:, 1], scope[:, 1], value=1 / h)
+    grid = torch.stack([x, y], dim=2).permute(0, 1, 3, 4, 5, 6, 2).reshape(batch * RGB, scale**2 * rows, w, 2)
     picture = lr.reshape(batch * RGB, 1, h, w)
     sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.view(batch, RGB, h * scale, w * scale)
+    return sampled.view(batch, RGB * scale**2, rows, w)
 
 
 class StoredIGSample(nn.Module):
@@ -311,7 +320,7 @@ class StoredIGSample(nn.Module):
     def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
         checked_scale(self.scale if scale is None else scale, self.scales)
         maps = F.conv2d(feats, self.weight, padding=self.weight.shape[-1] // 2)
-        return sample_picture(lr, maps, self.scale)
+        return F.pixel_shuffle(sample_picture(lr, maps, self.scale), self.scale)
 
     def instantiate(self, scale: int) -> StoredIGSample:
         checked_scale(scale, self.scales)
@@ -345,3 +354,60 @@ class IGConvPlus(WithSkip):
             IGConv(channels, hidden_layers=hidden_layers, **shared),
             IGSample(channels, hidden_layers=hidden_layers // 2, **shared),
         )
+
+    @torch.no_grad()
+    def instantiate(self, scale: int) -> StoredIGConvPlus:
+        """One stored filter bank that does the same at `scale`: 15 * scale**2 * C * k**2 parameters, no bias."""
+        bank = torch.cat([self.main.kernel(scale), self.skip.kernel(scale)])
+        return StoredIGConvPlus(bank, scale).train(self.training)
+
+
+class StoredIGConvPlus(nn.Module):
+    """IGConv+ for one scale: both kernels in one filter bank, applied to strips of rows.
+
+    Values and gradients are those of `IGConvPlus`. A whole picture's 15 maps per HR pixel would be written to memory and
+    read back several times; those of a strip stay in the processor's cache, and only the picture itself is kept.
+
+    Args:
+        weight: filter bank (15 * scale**2, C, k, k): IGConv's 3 * scale**2 filters, then IGSample's 12 * scale**2.
+        scale: the scale it was computed for.
+    """
+
+    receptive_radius = IGSample.receptive_radius
+
+    def __init__(self, weight: Tensor, scale: int):
+        super().__init__()
+        self.scale = checked_scale(scale)
+        self.weight = nn.Parameter(weight)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (self.scale,)
+
+    def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
+        checked_scale(self.scale if scale is None else scale, self.scales)
+        if lr is None:
+            raise ValueError("IGConv+ samples the input picture: pass it as lr (B, 3, h, w)")
+        batch, _, h, w = lr.shape
+        pixels = CPU_STRIP if lr.device.type == "cpu" else GPU_STRIP
+        strip = max(1, pixels // (batch * w))  # rows
+        sr = lr.new_empty(batch, RGB, h * self.scale, w * self.scale)
+        for first in range(0, h, strip):
+            maps = self._convolve(feats, first, min(first + strip, h))
+            main, sampling = maps.split([RGB * self.scale**2, 4 * RGB * self.scale**2], dim=1)
+            rows = main + sample_picture(lr, sampling, self.scale, first)
+            sr[:, :, first * self.scale : (first + strip) * self.scale] = F.pixel_shuffle(rows, self.scale)
+        return sr
+
+    def _convolve(self, feats: Tensor, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` of the convolution with the bank, (B, 15 * scale**2, last - first, w)."""
+        reach = self.weight.shape[-1] // 2
+        above, below = max(0, first - reach), min(feats.shape[-2], last + reach)
+        rows = feats[:, :, above:below]
+        if below - above < last - first + 2 * reach:  # the strip touches the picture's border: rows of zeros
+            rows = F.pad(rows, (0, 0, above - first + reach, last + reach - below))
+        return F.conv2d(rows, self.weight, padding=(0, reach)).contiguous()  # rows of one map side by side
+
+    def instantiate(self, scale: int) -> StoredIGConvPlus:
+        checked_scale(scale, self.scales)
+        return StoredIGConvPlus(self.weight.detach().clone(), self.scale)

@@ -62,6 +62,20 @@ class ImageSet:
         own = f", LR files at {', '.join(f'x{scale}' for scale in self.lr_scales)}" if self._lr_paths else ""
         return f"ImageSet({self.name!r}, {len(self)} pictures{own})"
 
+    def subset(self, names: Iterable[str]) -> ImageSet:
+        """The pictures with these names, in the order given, with their LR pictures.
+
+        Raises:
+            DatasetError: a name that is not in the set, or none at all.
+        """
+        names = list(names)
+        if unknown := [name for name in names if name not in self._paths]:
+            raise DatasetError(f"{self.name} has no picture {', '.join(map(repr, unknown))}; it has {', '.join(self.names)}")
+        lr_paths = {scale: {name: files[name] for name in names} for scale, files in self._lr_paths.items()}
+        chosen = ImageSet(self.name, {name: self._paths[name] for name in names}, lr_paths)
+        chosen._decoded = self._decoded  # decoded pictures are shared
+        return chosen
+
     @property
     def lr_scales(self) -> tuple[int, ...]:
         """Scales for which the set has LR files of its own."""

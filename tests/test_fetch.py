@@ -128,6 +128,7 @@ def test_half_a_file_put_there_by_hand_is_not_taken_for_a_whole_one(server):
     put(fetch.cache_dir(), WHOLE[:500])
     with pytest.raises(fetch.FetchError, match=r"500 bytes \(cut short\?\)"):
         fetch.fetch(pin(server.base))  # the server answers 404
+    assert not files_in(fetch.cache_dir())  # deleted, though nothing took its place
 
 
 def test_without_network_and_mirror_the_message_says_what_to_do():

@@ -53,7 +53,8 @@ class RCAN(nn.Module):
     def __init__(self, channels: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16):
         super().__init__()
         self.channels = channels
-        # a colour matrix and shift on the input: minus the mean colour at first, but the IGConv release trained it
+        # The model takes the mean colour off. The official IGConv code does that with a 1x1 convolution, and trains it
+        # unawares; what became of it in training has its place here. In a fresh encoder it does nothing.
         self.colour = nn.Conv2d(3, 3, 1)
         nn.init.dirac_(self.colour.weight)
         nn.init.zeros_(self.colour.bias)

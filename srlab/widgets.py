@@ -1,0 +1,269 @@
+"""Widgets room: sliders around a drawing, two pictures under one handle, a training curve that moves.
+
+Takes `draw_` functions and pictures; gives things a notebook or a dashboard shows. The only room that imports
+ipywidgets and IPython. What a widget shows is a function of its controls and nothing else, so the `draw_` function is
+what tests test; next to every widget a notebook shows the same drawing as a plain figure, for readers without a kernel.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from string import Template
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, DisplayHandle, display
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from srlab import figures, panels
+
+DOTS_PER_INCH = 110
+ERROR_RANGE = 32  # grey levels at the bright end of an error map; fixed, so that two maps can be compared
+
+
+def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
+    """Put `controls` above the figure that `draw` makes of their values; drawn anew when a control is let go.
+
+    An error in the first drawing is the cell's error. Later ones happen in callbacks, where nobody would see them: they
+    are shown in place of the figure, and under pytest raised as well, so that a test that moves a control fails.
+
+    Args:
+        draw: called with one keyword argument per control; returns a figure, which is closed after use.
+        controls: name of an argument -> the widget that has its value. One without description gets the name.
+
+    Returns:
+        The whole as one widget; `.children[0].children` are the controls.
+    """
+    picture = ipywidgets.Output()
+
+    def redraw(_: object = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        try:
+            page = _figure_html(draw(**values), _words(values, controls))
+        except Exception as error:
+            _put(picture, _error_html(error, _words(values, controls)))
+            if "PYTEST_CURRENT_TEST" in os.environ:
+                raise
+        else:
+            _put(picture, page)
+
+    for name, control in controls.items():
+        if hasattr(control, "continuous_update"):
+            control.continuous_update = False  # one drawing per release, not dozens while the handle moves
+        control.description = control.description or name.replace("_", " ")
+        if hasattr(control.style, "description_width"):
+            control.style.description_width = "initial"  # else long names are cut off
+    values = {name: control.value for name, control in controls.items()}
+    _put(picture, _figure_html(draw(**values), _words(values, controls)))
+    for control in controls.values():
+        control.observe(redraw, "value")
+    row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+    return ipywidgets.VBox([row, picture])
+
+
+def _put(output: ipywidgets.Output, page: str) -> None:
+    """Replace what an Output shows, in one message: it does not flicker, and it works from any thread."""
+    data = {"text/html": page, "text/plain": "interactive figure"}
+    output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+
+def _words(values: Mapping[str, object], controls: Mapping[str, ipywidgets.Widget]) -> str:
+    return ", ".join(f"{controls[name].description.strip(' :')} {str(value):.40}" for name, value in values.items())
+
+
+def _figure_html(fig: Figure, words: str) -> str:
+    """A figure as an image with a text alternative: the values it was drawn for and the titles in it."""
+    if not isinstance(fig, Figure):
+        raise TypeError(f"draw returned {type(fig).__name__}, expected a matplotlib Figure: is its `return` missing?")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight")
+    plt.close(fig)
+    titles = "; ".join(" ".join(title.split()) for ax in fig.axes if (title := ax.get_title()))
+    alt = f"Figure for {words}. {titles}".strip()
+    return f'<img style="max-width:100%" alt="{html.escape(alt)}" src="{_data_url(buffer)}">'
+
+
+def _error_html(error: Exception, words: str) -> str:
+    trace = "".join(traceback.format_exception(error)[-3:])
+    return (
+        f'<div class="srlab-error" role="alert" style="border-left:4px solid #b00020;padding:.2em .8em">'
+        f"<strong>No figure for {html.escape(words)}.</strong> {html.escape(f'{type(error).__name__}: {error}')}"
+        f"<details><summary>where it happened</summary><pre>{html.escape(trace)}</pre></details></div>"
+    )
+
+
+def _data_url(png: io.BytesIO) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+class LivePlot:
+    """A training curve that grows while `train.fit` runs, and stays as a plain figure afterwards.
+
+        with LivePlot(total=recipe.steps) as live:
+            train.fit(recipe, on_log=live)
+
+    Args:
+        draw: makes the figure of the rows so far; `earlier` goes to it as second argument.
+        earlier: rows of another run, drawn behind.
+        total: steps the run will have, for the title.
+        every: seconds between drawings, so that drawing never takes more than a few per cent of the time.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[..., Figure] = figures.draw_training_curve,
+        *,
+        earlier: pd.DataFrame | None = None,
+        total: int | None = None,
+        every: float = 2.0,
+    ):
+        self.draw, self.earlier, self.total, self.every = draw, earlier, total, every
+        self.rows: list[dict[str, float]] = []
+        self._handle: DisplayHandle | None = None
+        self._last = -float("inf")
+
+    def __enter__(self) -> LivePlot:
+        self._handle = display(HTML("<p>waiting for the first steps ...</p>"), display_id=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.rows:
+            self._show(self.figure())
+
+    def __call__(self, row: Mapping[str, float], model: object = None) -> None:
+        """Take a row of the log: a callback for `train.fit(on_log=...)`."""
+        self.rows.append(dict(row))
+        if time.monotonic() - self._last >= self.every:
+            self._show(self.figure())
+            self._last = time.monotonic()
+
+    @property
+    def log(self) -> pd.DataFrame:
+        """The rows so far."""
+        return pd.DataFrame(self.rows)
+
+    def figure(self) -> Figure:
+        """The curve so far.
+
+        Raises:
+            ValueError: no rows yet.
+        """
+        if not self.rows:
+            raise ValueError("no rows yet: pass this object to train.fit as on_log, and see that log_every <= steps")
+        last = self.rows[-1]
+        of = f" of {self.total}" if self.total else ""
+        fig = self.draw(self.log, self.earlier)
+        fig.axes[0].set_title(f"step {last['step']:.0f}{of}, loss {last['loss']:.4f}")
+        return fig
+
+    def _show(self, fig: Figure) -> None:
+        plt.close(fig)
+        if self._handle is None:  # used without `with`
+            self._handle = display(fig, display_id=True)
+        else:
+            self._handle.update(fig)
+
+
+def compare(
+    before: ArrayLike,
+    after: ArrayLike,
+    labels: tuple[str, str] = ("before", "after"),
+    *,
+    truth: ArrayLike | None = None,
+    alt: str = "",
+    width: int = 640,
+) -> HTML:
+    """Two pictures under one handle: left of it the first, right of it the second.
+
+    Plain HTML with a few words of inline script: it works in JupyterLab, in a dashboard and in an exported page,
+    without a kernel. Handle, zoom and box are reached with the Tab key and moved with the arrow keys; a zoomed picture
+    scrolls.
+
+    Args:
+        before, after: pictures of one size, (3, H, W); uint8, or float in [0, 1].
+        labels: what they are, with their scores if there are any.
+        truth: the true picture: adds a box that shows each picture's error instead, as mean absolute difference of the
+            three colours, black at 0 and yellow from 32 grey levels on.
+        alt: what there is to see, for readers who cannot.
+        width: of the whole in CSS pixels.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    pictures = [panels.as_pixels(picture) for picture in (before, after)]
+    extra = [] if truth is None else [panels.as_pixels(truth)]
+    shapes = [picture.shape for picture in [*pictures, *extra]]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"pictures of shapes {', '.join(map(str, shapes))} (H, W, channels), expected one size: an LR picture "
+            f"has to be enlarged first, for example by srlab.resize.imresize"
+        )
+    height, wide = shapes[0][:2]
+    first, second = (html.escape(label) for label in labels)
+    views = [_layers(pictures, labels, "picture", alt)]
+    if truth is not None:
+        views.append(_layers([_error_map(p, extra[0]) for p in pictures], labels, "errors", f"error map. {alt}"))
+    toggle = "" if truth is None else _TOGGLE.substitute(top=ERROR_RANGE)
+    parts = {"width": width, "ratio": f"{wide} / {height}", "first": first, "second": second}
+    return HTML(_COMPARE.substitute(parts, views="".join(views), toggle=toggle))
+
+
+def _layers(pictures: list[np.ndarray], labels: tuple[str, str], kind: str, alt: str) -> str:
+    """Two images on top of each other; the second is cut at the handle, so the first shows left of it."""
+    images = []
+    for side, pixels, label in zip(("first", "second"), pictures, labels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray((pixels * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+        text = html.escape(f"{label}. {alt}".strip())
+        images.append(f'<img class="{side} {kind}" alt="{text}" src="{_data_url(buffer)}">')
+    return "".join(images)
+
+
+def _error_map(pixels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean absolute difference over colours, (H, W, 3) in [0, 1], in cividis."""
+    difference = np.abs(pixels - truth)
+    if difference.ndim == 3:
+        difference = difference.mean(axis=2)
+    return colormaps[panels.SEQUENTIAL](difference * 255 / ERROR_RANGE)[..., :3]
+
+
+_COMPARE = Template("""<div class="srlab-compare" style="--cut:50%;--zoom:1;--ratio:$ratio;max-width:${width}px">
+<style>
+.srlab-compare .frame { overflow: auto; max-height: 80vh; border: 1px solid #888; }
+.srlab-compare .stack { position: relative; width: calc(var(--zoom) * 100%); aspect-ratio: var(--ratio); }
+.srlab-compare .stack img { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; margin: 0;
+  image-rendering: pixelated; }
+.srlab-compare .second { clip-path: inset(0 0 0 var(--cut)); }
+.srlab-compare .errors, .srlab-compare.show-errors .picture { display: none; }
+.srlab-compare.show-errors .errors { display: block; }
+.srlab-compare .line { position: absolute; top: 0; bottom: 0; left: var(--cut); border-left: 2px solid #fff;
+  box-shadow: 0 0 2px #000; }
+.srlab-compare .names { display: flex; justify-content: space-between; gap: 1em; }
+.srlab-compare label { display: block; }
+.srlab-compare input[type=range] { width: 100%; margin: .2em 0; }
+</style>
+<div class="names"><span>&#9664; $first</span><span>$second &#9654;</span></div>
+<div class="frame" tabindex="0" role="group" aria-label="two pictures; scrolls when zoomed"><div class="stack">$views
+<div class="line"></div></div></div>
+<label>border between the two (per cent of the width)
+<input type="range" min="0" max="100" value="50" step="1"
+ oninput="this.closest('.srlab-compare').style.setProperty('--cut', this.value + '%')"></label>
+<label>zoom (times)
+<input type="range" min="1" max="8" value="1" step="0.5"
+ oninput="this.closest('.srlab-compare').style.setProperty('--zoom', this.value)"></label>
+$toggle</div>""")
+
+_TOGGLE = Template("""<label><input type="checkbox"
+ onchange="this.closest('.srlab-compare').classList.toggle('show-errors', this.checked)">
+show the errors: dark blue is right, yellow is wrong by $top grey levels or more</label>""")
