@@ -1,4 +1,4 @@
-"""The house: which room imports which, what notebooks in git may hold, and that the root files agree with each other."""
+"""The house: which room imports which, what notebooks in git may hold, and whether the root files agree."""
 
 import ast
 import json
