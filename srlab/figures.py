@@ -147,7 +147,8 @@ def draw_checkerboard(
         low, high = min(p.min() for p in shown.values()), max(p.max() for p in shown.values())
         margin = max(0.08 * (high - low), 0.01)
         limits = (low - margin, high + margin)
-    fig, axes = panels.panels(2, len(shown), height=WIDTH / len(shown) + 1.6, height_ratios=[1.6, 1], sharey="row")
+    side = min(WIDTH / len(shown), 2.6)  # inches
+    fig, axes = panels.panels(2, len(shown), height=side + 1.6, height_ratios=[1.6, 1], sharey="row")
     for (above, below), (title, picture) in zip(axes.T, shown.items(), strict=True):
         panels.show(above, picture, title, limits=limits)
         below.plot(255 * picture[row], color=COLOURS[0], marker="o", markersize=3, linewidth=1)
@@ -170,8 +171,7 @@ def draw_pixel_shuffle(maps: ArrayLike, picture: ArrayLike) -> Figure:
     scale = picture.shape[0] // h
     tints = sns.color_palette("pastel", count) if count <= 10 else sns.husl_palette(count, s=0.7, l=0.8)
     down, right_by = h + 0.9, w + 0.5  # from one map to the next
-    fig, axes = panels.panels(1, 2, height=0.5 + WIDTH / 2 * (scale * down) / (scale * right_by))
-    left, right = axes[0]
+    fig, [[left, right]] = panels.panels(1, 2, height=0.5 + WIDTH / 2 * down / right_by)
     for channel, values in enumerate(maps):
         top, start = channel // scale * down, channel % scale * right_by
         left.text(start + w / 2, top - 0.1, f"map {channel}", ha="center", va="bottom", fontsize=9)
@@ -247,8 +247,7 @@ def draw_resize_kernel(
         curves: name -> (n,) weights.
         taps: name of a curve -> (distances, weights) of the pixels one output pixel really sums, drawn as dots.
     """
-    fig, axes = panels.panels(height=2.9)
-    ax = axes[0, 0]
+    fig, [[ax]] = panels.panels(height=2.9)
     ax.axhline(0, color=FAINT, linewidth=0.8)
     panels.draw_curves(ax, {name: (distance, values) for name, values in curves.items()})
     for name, (x, y) in (taps or {}).items():
@@ -279,8 +278,7 @@ def draw_spectrum(
         log: vertical axis in powers of ten.
         limits: of the vertical axis, to compare figures.
     """
-    fig, axes = panels.panels(height=3.1)
-    ax = axes[0, 0]
+    fig, [[ax]] = panels.panels(height=3.1)
     panels.draw_curves(ax, curves)
     for name, (low, high) in (bands or {}).items():
         colour = panels.curve(list(curves).index(name))["color"]
@@ -303,8 +301,7 @@ def draw_training_curve(log: pd.DataFrame, earlier: pd.DataFrame | None = None, 
         log: columns step, loss, learning_rate: the rows of a run's log.
         earlier: the same of another run, drawn grey.
     """
-    fig, axes = panels.panels(2, 1, height=3.6, height_ratios=[2.4, 1], sharex=True)
-    above, below = axes[:, 0]
+    fig, [[above], [below]] = panels.panels(2, 1, height=3.6, height_ratios=[2.4, 1], sharex=True)
     runs = [("this run", log, {"color": COLOURS[0]})]
     if earlier is not None and len(earlier):
         runs.insert(0, ("earlier run", earlier, {"color": FAINT, "linestyle": "--"}))
@@ -365,8 +362,7 @@ def draw_intervals(
     """
     names, groups = panels.by_group(table)
     line = max(0.3, 0.17 * len(groups))  # inches
-    fig, axes = panels.panels(height=0.8 + line * len(names) + 0.3 * (len(groups) > 1))
-    ax = axes[0, 0]
+    fig, [[ax]] = panels.panels(height=0.8 + line * len(names) + 0.3 * (len(groups) > 1))
     if reference is not None:
         ax.axvline(reference, color=INK, linewidth=0.8)
     for number, (group, rows) in enumerate(groups.items()):
@@ -394,8 +390,8 @@ def draw_bars_with_intervals(
         digits: decimals written above the bars.
     """
     names, groups = panels.by_group(table)
-    fig, axes = panels.panels(height=3.2)
-    ax, bar = axes[0, 0], 0.8 / len(groups)
+    fig, [[ax]] = panels.panels(height=3.2)
+    bar = 0.8 / len(groups)
     for number, (group, rows) in enumerate(groups.items()):
         x = np.array([names.index(name) for name in rows["name"]]) + bar * (number + 0.5) - 0.4
         look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white"}

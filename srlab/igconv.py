@@ -26,6 +26,7 @@ from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
 CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640, see the class
 GPU_STRIP = 131_072  # a GPU needs more at once to be busy
 
+
 def grid_centres(scale: int, *, device=None, dtype=torch.float32) -> Tensor:
     """Centres of `scale` equal cells on [-1, 1]: the sub-pixels of one LR pixel along one axis, (scale,)."""
     return (2 * torch.arange(scale, device=device, dtype=dtype) + 1) / scale - 1

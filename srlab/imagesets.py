@@ -70,7 +70,9 @@ class ImageSet:
         """
         names = list(names)
         if unknown := [name for name in names if name not in self._paths]:
-            raise DatasetError(f"{self.name} has no picture {', '.join(map(repr, unknown))}; it has {', '.join(self.names)}")
+            raise DatasetError(
+                f"{self.name} has no picture {', '.join(map(repr, unknown))}; it has {', '.join(self.names)}"
+            )
         lr_paths = {scale: {name: files[name] for name in names} for scale, files in self._lr_paths.items()}
         chosen = ImageSet(self.name, {name: self._paths[name] for name in names}, lr_paths)
         chosen._decoded = self._decoded  # decoded pictures are shared

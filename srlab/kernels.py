@@ -1,17 +1,19 @@
-"""Kernels room: do the sub-pixel convolutions of two scales paint the same picture? Tensors in, tensors and tables out.
+"""Kernels room: do the sub-pixel convolutions of two scales paint the same picture? Tensors in, tables out.
 
-A sub-pixel convolution of scale r stores, for each colour, feature channel and tap, r x r numbers: a tiny *phase image*.
+A sub-pixel convolution of scale r stores r x r numbers for each colour, feature channel and tap: a tiny *phase image*.
 Weights come from `models` and `weights`, features from `SRModel.encode`; the numbers go to figures and tables. Phase
 images of two scales are compared in four steps.
 
 * `resample` brings them to one grid. Sub-pixel v of r has its centre at (2v + 1) / r - 1 of a low-resolution pixel that
-  reaches from -1 to 1, as in IGConv (arXiv 2408.09674). The finer one is brought to the coarser grid, never the other way
-  round: all coarse centres lie between fine ones, so nothing is extrapolated.
-* `align` carries a kernel into the channels of another encoder. Two encoders trained apart number and mix their channels
-  differently; kernels can only be compared after a linear map between the features of both has been taken into account.
+  reaches from -1 to 1, as in IGConv (arXiv 2408.09674). The finer kernel is brought to the coarser grid, not the other
+  way round: all coarse centres lie between fine ones, so nothing is extrapolated.
+* `align` carries a kernel into the channels of another encoder. Encoders trained apart number and mix their channels
+  differently; their kernels can be compared only after a linear map between the features of both.
 * `correlate` compares kernels entry by entry, `functional_correlation` compares what both paint for real features.
   Each gives three numbers: `mean` for the average over the sub-pixels (what could be painted at low resolution),
   `varying` for the rest (what makes sub-pixels differ, the work of an upsampler), and `whole` for both together.
+  Where features hardly vary in some direction neither a kernel nor the map is held to anything there; entries of
+  kernels disagree in such directions, painted pictures do not notice. So the functional numbers are the fairer ones.
 * Nulls say what to expect of kernels that have nothing in common: shuffled channels, shuffled sub-pixels, smooth random
   kernels. `compare` puts everything into one table.
 """
@@ -19,24 +21,29 @@ images of two scales are compared in four steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from srlab.alignment import (
+    ALPHAS,
+    ChannelMap,
+    Features,
+    fit_channel_map,
+    patch_covariance,
+    pooled_covariance,
+    resampled_pictures,
+)
 from srlab.statistics import Interval
 
 LUMA = (0.2126, 0.7152, 0.0722)  # weights of red, green and blue, as the official analysis notebook has them
 PARTS = ("whole", "mean", "varying")
+BASES = ("same channel", "aligned", "functional")
 DEGREES = {"linear": 1, "cubic": 3}  # of the polynomials `resample` lays through neighbouring centres
-ALPHAS = tuple(10.0**exponent for exponent in range(-8, 2))  # ridge penalties tried, in units of the mean variance
-FOLDS = 5
-
-Features = Tensor | Sequence[Tensor]  # (B, C, h, w), or one (C, h, w) per picture where sizes differ
 
 
 def phase_images(weight: Tensor, scale: int) -> Tensor:
@@ -57,7 +64,7 @@ def phase_images(weight: Tensor, scale: int) -> Tensor:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, expected (rgb * scale**2, C, k, k): is it a convolution's?"
         )
-    out_channels, channels, k, _ = weight.shape
+    out_channels = len(weight)
     rgb, remainder = divmod(out_channels, scale**2)
     if remainder:
         raise ValueError(
@@ -94,11 +101,13 @@ def resampling_matrix(scale_from: int, scale_to: int, method: str = "linear") ->
 
     Args:
         method: "linear" or "cubic": the polynomial through the 2 or 4 nearest centres (through all, where there are
-            fewer), which goes on beyond the outermost ones. "area": the mean over the part of each old cell that the new
-            cell covers, as if a cell had one value all over.
+            fewer), which goes on beyond the outermost ones. "area": the mean over what the new cell covers, as if an old
+            cell had one value all over.
     """
     if method == "area":
-        edges_from, edges_to = (torch.linspace(0, 1, scale + 1, dtype=torch.float64) for scale in (scale_from, scale_to))
+        edges_from, edges_to = (
+            torch.linspace(0, 1, scale + 1, dtype=torch.float64) for scale in (scale_from, scale_to)
+        )
         above = torch.minimum(edges_from[1:], edges_to[1:, None])
         below = torch.maximum(edges_from[:-1], edges_to[:-1, None])
         return (above - below).clamp(min=0) * scale_to
@@ -158,11 +167,13 @@ def correlate(phases_a: Tensor, phases_b: Tensor, method: str = "linear") -> Cor
     return _correlation(_products(*common_grid(phases_a, phases_b, method)))
 
 
-def functional_correlation(phases_a: Tensor, phases_b: Tensor, covariance: Tensor, method: str = "linear") -> Correlation:
+def functional_correlation(
+    phases_a: Tensor, phases_b: Tensor, covariance: Tensor, method: str = "linear"
+) -> Correlation:
     """Correlate what two kernels paint when both read the same features, HR pixel by HR pixel.
 
-    Painting is linear, so the covariance of feature patches says it all: with kernels as rows, cov(a, b) = A S B'. Means
-    over each colour and sub-pixel are taken off, as Pearson's correlation does.
+    Painting is linear, so the covariance of feature patches says it all: with kernels as rows, cov(a, b) = A S B'. The
+    mean of each colour and sub-pixel is taken off, as Pearson's correlation does.
 
     Args:
         phases_a, phases_b: as in `correlate`.
@@ -176,162 +187,50 @@ def common_grid(phases_a: Tensor, phases_b: Tensor, method: str = "linear") -> t
     """Both kernels in float64 on the coarser of their two grids."""
     if phases_a.shape[:-2] != phases_b.shape[:-2]:
         raise ValueError(
-            f"phase images have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, expected the same but for the "
-            f"last two axes: encoders of unequal width have no channels in common, carry one kernel over with align()"
+            f"phase images have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, expected the same but for "
+            f"the last two axes: encoders of unequal width share no channels, carry one kernel over with align()"
         )
     scale = min(phases_a.shape[-1], phases_b.shape[-1])
-    return resample(phases_a.double(), scale, method), resample(phases_b.double(), scale, method)
-
-
-@dataclass(frozen=True)
-class PictureMoments:
-    """Sums over the pixels of each picture, P of them: enough to fit a map between features to any choice of pictures.
-
-    `x` are features of one encoder (A channels), `y` of the other (B channels), `count` says how many pixels there are.
-    """
-
-    count: Tensor
-    """(P,)"""
-    x: Tensor
-    """(P, A)"""
-    y: Tensor
-    """(P, B)"""
-    xx: Tensor
-    """(P, A, A)"""
-    xy: Tensor
-    """(P, A, B)"""
-    yy: Tensor
-    """(P, B), of the squares"""
-
-    def __len__(self) -> int:
-        return len(self.count)
-
-    def weighted(self, weights: Tensor) -> PictureMoments:
-        """One row of sums in which picture i counts `weights[i]` times."""
-        sums = (torch.tensordot(weights[None], getattr(self, name), dims=1) for name in self.__dataclass_fields__)
-        return PictureMoments(*sums)
-
-
-def picture_moments(feats_x: Features, feats_y: Features) -> PictureMoments:
-    """Collect `PictureMoments` from the features two encoders gave for the same LR pictures, in float64.
-
-    Raises:
-        ValueError: not the same number of pictures, or not the same size of one of them.
-    """
-    if len(feats_x) != len(feats_y):
-        raise ValueError(f"features of {len(feats_x)} and of {len(feats_y)} pictures, expected the same pictures for both")
-    rows = []
-    for i, (a, b) in enumerate(zip(feats_x, feats_y, strict=True)):
-        if a.ndim != 3 or b.ndim != 3 or a.shape[1:] != b.shape[1:]:
-            raise ValueError(
-                f"features of picture {i} are {tuple(a.shape)} and {tuple(b.shape)}, expected (C, h, w) with the same h and "
-                f"w: both encoders have to see the same low-resolution picture"
-            )
-        x, y = a.double().flatten(1), b.double().flatten(1)  # (A, n), (B, n)
-        count = x.new_tensor(x.shape[1])
-        rows.append((count, x.sum(1), y.sum(1), x @ x.T, x @ y.T, y.square().sum(1)))
-    return PictureMoments(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-def fit_map(moments: PictureMoments, alpha: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression y = matrix @ (x - mean_x) + mean_y from sums.
-
-    Args:
-        alpha: penalty in units of the mean variance of x.
-        weights: (P,), how often each picture counts; once each if left out.
-
-    Returns:
-        matrix (B, A), mean_x (A,), mean_y (B,).
-    """
-    return next(_fit_maps(moments, [alpha], torch.ones_like(moments.count) if weights is None else weights))
+    return _at(phases_a, scale, method), _at(phases_b, scale, method)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A kernel carried into the channels of another encoder, and how well the channels predict each other."""
+    """A kernel carried into the channels of another encoder."""
 
     weight: Tensor
     """the kernel in the channels of `feats_from`, (rgb * r**2, A, k, k)"""
-    matrix: Tensor
-    """the map, (B, A): features of the kernel's own encoder = matrix @ features of the other + a constant"""
-    alpha: float
-    """ridge penalty with the best cross-validated fit, in units of the mean variance"""
-    r2: float
-    """share of the variance of all channels predicted in pictures left out of the fit; 1 is perfect, below 0 worse than
-    the mean"""
-    r2_channels: Tensor
-    """the same for each channel, (B,)"""
-    moments: PictureMoments = field(repr=False)
-    """sums over each picture, to fit the map again"""
+    map: ChannelMap
+    """the map between the features, with its cross-validated R2"""
 
 
 def align(weight: Tensor, feats_from: Features, feats_to: Features, alphas: Sequence[float] = ALPHAS) -> Alignment:
     """Express a kernel that reads `feats_to` in the channels of `feats_from`.
 
-    A linear map M with feats_to = M feats_from + constant is fitted by ridge regression, pixel by pixel. A kernel K after
-    that map is again a kernel, K o M, which reads `feats_from`. (The constant adds a constant colour and is left out.)
-    The penalty is chosen by cross-validation with whole pictures left out, since neighbouring pixels are no
-    independent samples; R2 is that of the chosen penalty, from the same folds.
+    A kernel K after a linear map M of channels is again a kernel, K o M, which reads `feats_from`. M is fitted on the
+    features; its constant would add a constant colour and is left out. See `alignment.fit_channel_map`.
 
     Args:
         weight: kernel (rgb * r**2, B, k, k).
         feats_from: features of the other encoder, (P, A, h, w) or P times (A, h, w).
         feats_to: features of the kernel's own encoder for the same pictures, (P, B, h, w) or P times (B, h, w).
-        alphas: penalties to choose from, in units of the mean variance of `feats_from`.
+        alphas: ridge penalties to choose from.
 
     Raises:
         ValueError: features that do not match each other or the kernel, or only one picture.
     """
-    moments = picture_moments(feats_from, feats_to)
-    if len(moments) < 2:
-        raise ValueError("features of one picture, expected at least two: R2 is measured on pictures left out of the fit")
-    if weight.shape[1] != moments.y.shape[1]:
+    if weight.shape[1] != (width := feats_to[0].shape[0]):
         raise ValueError(
-            f"the kernel reads {weight.shape[1]} channels, feats_to has {moments.y.shape[1]}: expected the features of the "
-            f"kernel's own encoder as feats_to, the other encoder's as feats_from"
+            f"the kernel reads {weight.shape[1]} channels, feats_to has {width}: expected the features of the kernel's "
+            f"own encoder as feats_to, the other encoder's as feats_from"
         )
-    errors, total = _cross_validate(moments, alphas)  # (alphas, B), (B,)
-    best = int(errors.sum(1).argmin())
-    matrix, _, _ = fit_map(moments, alphas[best])
-    return Alignment(
-        weight=carry(weight, matrix),
-        matrix=matrix,
-        alpha=alphas[best],
-        r2=1 - float(errors[best].sum() / total.sum()),
-        r2_channels=1 - errors[best] / total,
-        moments=moments,
-    )
+    channel_map = fit_channel_map(feats_from, feats_to, alphas)
+    return Alignment(carry(weight.detach(), channel_map.matrix), channel_map)
 
 
 def carry(weight: Tensor, matrix: Tensor) -> Tensor:
-    """The kernel `weight` (n, B, k, k) after a map (B, A) of channels: (n, A, k, k)."""
-    return torch.einsum("obpq,ba->oapq", weight, matrix.to(weight))
-
-
-def patch_covariance(feats: Features, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over all patches inside each picture, in float64, for `functional_correlation`.
-
-    Args:
-        feats: (P, C, h, w) or P times (C, h, w).
-        kernel_size: side k of the patches, taken where they lie inside the picture.
-
-    Returns:
-        count (P,), sum (P, D), sum of products (P, D, D) with D = C * k * k in the order of a kernel's weight. The
-        covariance of one choice of pictures is `pooled_covariance` of these.
-    """
-    rows = []
-    for picture in feats:
-        patches = F.unfold(picture.double()[None], kernel_size)[0]  # (D, n)
-        rows.append((patches.new_tensor(patches.shape[1]), patches.sum(1), patches @ patches.T))
-    count, first, second = (torch.stack(column) for column in zip(*rows, strict=True))
-    return count, first, second
-
-
-def pooled_covariance(sums: tuple[Tensor, Tensor, Tensor], weights: Tensor | None = None) -> Tensor:
-    """Covariance (D, D) of the patches of all pictures, picture i counted `weights[i]` times (once if left out)."""
-    weights = torch.ones_like(sums[0]) if weights is None else weights
-    count, first, second = (torch.tensordot(weights, each, dims=1) for each in sums)
-    return second / count - torch.outer(first, first) / count**2
+    """A kernel after a map of channels (B, A): weight (n, B, k, k) -> (n, A, k, k), and likewise phase images."""
+    return torch.einsum("ob...,ba->oa...", weight, matrix.to(weight))
 
 
 def shuffle_channels(phases: Tensor, generator: torch.Generator) -> Tensor:
@@ -355,14 +254,15 @@ def smooth_random_phases(
 ) -> Tensor:
     """Null: phase images of smooth random kernels, (3, C, k, k, scale, scale), grey as trained ones nearly are.
 
-    Each channel paints a Gaussian random field of its own, a sum of waves, with correlation exp(-d**2 / (2 length**2)) at
-    a distance of d LR pixels. The same generator state gives the same fields at every scale.
+    Each channel paints a Gaussian random field of its own, a sum of waves, with correlation exp(-d**2 / (2 length**2))
+    at a distance of d LR pixels. The same generator state gives the same fields at every scale.
     """
     frequency = torch.randn(2, channels, waves, generator=generator, dtype=torch.float64) / length
     phase = 2 * math.pi * torch.rand(channels, waves, generator=generator, dtype=torch.float64)
     taps = torch.arange(kernel_size, dtype=torch.float64)[:, None] - kernel_size // 2
     place = (_centres(scale) / 2 - taps).flatten()  # of every (tap, sub-pixel) from the middle of the bright pixel
-    theta = frequency[0][..., None, None] * place[:, None] + frequency[1][..., None, None] * place + phase[..., None, None]
+    y, x = frequency[..., None, None]  # (C, waves, 1, 1) each
+    theta = y * place[:, None] + x * place + phase[..., None, None]  # (C, waves, k * scale, k * scale)
     painted = theta.cos().sum(1) * math.sqrt(2 / waves)  # (C, k * scale, k * scale)
     phases = painted.unflatten(1, (kernel_size, scale)).unflatten(3, (kernel_size, scale)).permute(0, 1, 3, 2, 4)
     return phases.expand(3, -1, -1, -1, -1, -1)
@@ -385,4 +285,135 @@ def bootstrap_interval(value: float, resampled: Sequence[float], n: int, level: 
     z = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     draws = np.arctanh(np.clip(np.asarray(resampled, dtype=float), -1 + 1e-12, 1 - 1e-12))
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.tanh(2 * z - high)), float(np.tanh(2 * z - low)), float(value), n, level, "basic bootstrap")
+    low, high = np.tanh([2 * z - high, 2 * z - low]).tolist()
+    return Interval(low, high, float(value), n, level, "basic bootstrap")
+
+
+def compare(
+    phases_a: Tensor,
+    phases_b: Tensor,
+    feats_a: Features,
+    feats_b: Features,
+    *,
+    untrained: Sequence[Tensor] = (),
+    method: str = "linear",
+    draws: int = 499,
+    resamples: int = 499,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """All correlations of two models' kernels with their nulls and intervals, a row per basis and part.
+
+    Bases: "same channel" takes both as they are, "aligned" carries kernel B into the channels of encoder A,
+    "functional" compares what A and the carried B paint for the features of A. Parts: see the top of this file.
+
+    Args:
+        phases_a, phases_b: phase images of two kernels, any two scales.
+        feats_a, feats_b: features their encoders gave for the same LR pictures.
+        untrained: kernels of untrained models, put in place of B as another null.
+        method: see `resample`.
+        draws: kernels drawn from each null.
+        resamples: bootstrap resamples of the pictures; each fits the map between the encoders again.
+        level: of the intervals.
+        seed: of all draws.
+
+    Returns:
+        Columns basis, part, value; low, high: interval over pictures (NaN for "same channel", which knows none; other
+        models of the same kind, trained anew, would scatter more); r2 of the map; and for each null "channels",
+        "sub-pixels", "smooth": null_NAME, below which 95 % of |null| lie, and p_NAME, two-sided; null_untrained is the
+        largest |correlation| with an untrained kernel. NaN where a null leaves the part as it is.
+
+    Raises:
+        ValueError: kernels of unequal size, or features that do not match each other or their kernel.
+    """
+    if phases_a.shape[1] != (width := feats_a[0].shape[0]):
+        raise ValueError(f"kernel A reads {phases_a.shape[1]} channels, feats_a has {width}: A and B swapped?")
+    channel_map = align(assemble(phases_b), feats_a, feats_b).map
+    scale = min(phases_a.shape[-1], phases_b.shape[-1])
+    a, b = (_at(phases, scale, method) for phases in (phases_a, phases_b))
+    sums = patch_covariance(feats_a, a.shape[2])
+    covariance = pooled_covariance(sums)
+    pictures = len(channel_map.moments)
+
+    def statistics(kernel: Tensor) -> np.ndarray:
+        return _on_all_bases(a, kernel, channel_map.matrix, covariance)
+
+    values = statistics(b)  # (basis, part)
+    generator = torch.Generator().manual_seed(seed)
+    nulls = {
+        "channels": lambda: shuffle_channels(b, generator),
+        "sub-pixels": lambda: shuffle_sub_pixels(b, generator),
+        "smooth": lambda: _smooth_like(b, phases_b.shape[-1], method, generator),
+    }
+    drawn = {name: np.stack([statistics(draw()) for _ in range(draws)]) for name, draw in nulls.items()}
+    drawn["sub-pixels"][..., PARTS.index("mean")] = math.nan
+    choices = resampled_pictures(pictures, resamples, generator)
+    refitted = [_on_all_bases(a, b, channel_map.refit(w), pooled_covariance(sums, w)) for w in choices]
+    controls = [statistics(_at(kernel, scale, method)) for kernel in untrained]
+    largest = np.abs(controls).max(0) if controls else np.full_like(values, math.nan)
+
+    rows = []
+    for place in np.ndindex(values.shape):
+        basis, part = BASES[place[0]], PARTS[place[1]]
+        row = {"basis": basis, "part": part, "value": values[place], "low": math.nan, "high": math.nan, "r2": math.nan}
+        if basis != "same channel":
+            interval = bootstrap_interval(values[place], [each[place] for each in refitted], pictures, level)
+            row |= {"low": interval.low, "high": interval.high, "r2": channel_map.r2}
+        for name, null in drawn.items():
+            row[f"null_{name}"] = float(np.quantile(np.abs(null[:, *place]), 0.95))
+            row[f"p_{name}"] = permutation_p(values[place], null[:, *place])
+        rows.append(row | {"null_untrained": largest[place]})
+    return pd.DataFrame(rows)
+
+
+def _on_all_bases(a: Tensor, b: Tensor, matrix: Tensor, covariance: Tensor) -> np.ndarray:
+    """Correlations (basis, part) of kernel a with kernel b, which reads other channels."""
+    carried = carry(b, matrix)
+    same = _products(a, b) if a.shape == b.shape else torch.full((2, 3), math.nan)
+    found = [_correlation(products) for products in (same, _products(a, carried), _products(a, carried, covariance))]
+    return np.array([[getattr(each, part) for part in PARTS] for each in found])
+
+
+def _at(phases: Tensor, scale: int, method: str) -> Tensor:
+    return resample(phases.detach().cpu().double(), scale, method)
+
+
+def _smooth_like(b: Tensor, sampled_at: int, method: str, generator: torch.Generator) -> Tensor:
+    """A smooth random kernel in place of b, sampled at the scale b had before it was resampled."""
+    smooth = smooth_random_phases(b.shape[1], sampled_at, generator, kernel_size=b.shape[2])
+    return resample(smooth[: b.shape[0]], b.shape[-1], method)
+
+
+def _centres(scale: int) -> Tensor:
+    """Centres of the sub-pixels of one LR pixel that reaches from -1 to 1, (scale,)."""
+    return (2 * torch.arange(scale, dtype=torch.float64) + 1) / scale - 1
+
+
+def _products(a: Tensor, b: Tensor, covariance: Tensor | None = None) -> Tensor:
+    """Scalar products aa, bb, ab of two kernels: of their averages over the sub-pixels and of the deviations, (2, 3).
+
+    Averages and deviations are orthogonal, so the two rows add up to the products of the whole kernels.
+    """
+    sub_pixels = a.shape[-1] * a.shape[-2]
+    averages = [x.mean((-2, -1), keepdim=True) for x in (a, b)]
+    deviations = [x - average for x, average in zip((a, b), averages, strict=True)]
+    if covariance is None:  # Pearson: the mean of all entries is taken off. It is that of the averages
+        averages = [average - average.mean() for average in averages]
+    rows = []
+    for (x, y), times in ((averages, sub_pixels), (deviations, 1)):
+        x, y = (each.permute(0, 4, 5, 1, 2, 3).flatten(3).flatten(0, 2) for each in (x, y))  # (outputs, C * k * k)
+        sx, sy = (x, y) if covariance is None else (x @ covariance, y @ covariance)
+        rows.append(times * torch.stack([(sx * x).sum(), (sy * y).sum(), (sx * y).sum()]))
+    return torch.stack(rows)
+
+
+def _correlation(products: Tensor) -> Correlation:
+    mean, varying = products.tolist()
+    whole = [m + v for m, v in zip(mean, varying, strict=True)]
+    floor = 1e-24 * max(abs(x) for x in whole)  # what rounding leaves of a part that is not there
+
+    def cosine(aa: float, bb: float, ab: float) -> float:
+        return ab / math.sqrt(aa * bb) if min(aa, bb) > floor else math.nan
+
+    shares = [v / w if w > 0 else math.nan for v, w in zip(varying[:2], whole[:2], strict=True)]
+    return Correlation(cosine(*whole), cosine(*mean), cosine(*varying), *shares)

@@ -39,7 +39,7 @@ ENCODERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[float,
     "imdn": (IMDN, {"channels": 64, "blocks": 6}, NO_MEAN),
     "bsrn": (BSRN, {"channels": 64, "blocks": 8, "copies": 4}, NO_MEAN),
     "rdn": (RDN, {"channels": 64, "blocks": 16, "layers": 8, "growth": 64}, NO_MEAN),
-    "rcan": (RCAN, {"channels": 64, "groups": 10, "blocks": 20, "reduction": 16}, NO_MEAN),  # takes its mean off itself
+    "rcan": (RCAN, {"channels": 64, "groups": 10, "blocks": 20, "reduction": 16}, DIV2K_MEAN),
 }
 
 

@@ -350,7 +350,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
                 f"{path} was refused: besides tensors it asks for code to be run on loading ({asked[1]}), which a "
-                f"checkpoint has no need of; nothing of it was executed. Ask its author for the bare state dict, or for "
+                f"checkpoint has no need of; nothing of it was executed. Ask its author for the bare state dict or for "
                 f"safetensors"
             ) from error
         raise CheckpointError(f"{damaged}: a web page, a text, a plain pickle, or damaged") from error

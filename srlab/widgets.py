@@ -79,7 +79,7 @@ def _put(output: ipywidgets.Output, page: str) -> None:
 
 
 def _words(values: Mapping[str, object], controls: Mapping[str, ipywidgets.Widget]) -> str:
-    return ", ".join(f"{controls[name].description.strip(' :')} {str(value):.40}" for name, value in values.items())
+    return ", ".join(f"{controls[name].description.strip(' :')} {value!s:.40}" for name, value in values.items())
 
 
 def _figure_html(fig: Figure, words: str) -> str:
