@@ -38,7 +38,7 @@ clean:
 
 # A folder that was moved has a .venv that points to its old place: made again from nothing.
 $(STAMP):
-	@python="$(PYTHON)"; if ! "$${python:-false}" -c $(NEW_ENOUGH); then \
+	@python="$(PYTHON)"; if ! "$${python:-false}" -c $(NEW_ENOUGH) 2>/dev/null; then \
 	  echo "SR Lab needs Python 3.11 or newer; tried: $${python:-python3.11, python3.12, python3.13, python3, python}."; \
 	  echo "Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; fi
 	@grep -qsF "$(CURDIR)/$(VENV)" $(VENV)/pyvenv.cfg || rm -rf $(VENV)

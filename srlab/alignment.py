@@ -138,6 +138,22 @@ def fit_map(moments: PictureMoments, alpha: float, weights: Tensor | None = None
     return matrix, mean_x, mean_y
 
 
+def fits_without(
+    moments: PictureMoments, alphas: Sequence[float]
+) -> Iterator[tuple[Tensor, list[Tensor], Tensor, Tensor]]:
+    """Cross-validation: fits to all pictures but some, every picture left out once.
+
+    Yields:
+        which pictures were left out, (P,), 1 or 0; per penalty the matrix (B, A) fitted to the others; their mean_x
+        (A,) and mean_y (B,).
+    """
+    pictures = len(moments)
+    folds = min(FOLDS, pictures)
+    for number in range(folds):
+        out = (torch.arange(pictures) % folds == number).double()
+        yield out, *_fit_maps(moments, alphas, 1 - out)
+
+
 def patch_covariance(feats: Features, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over all patches inside each picture, in float64, for `kernels.functional_correlation`.
 
@@ -189,12 +205,8 @@ def _fit_maps(moments: PictureMoments, alphas: Sequence[float], weights: Tensor)
 
 def _cross_validate(moments: PictureMoments, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Squared errors (alphas, B) in pictures left out of the fit, and of predicting the mean of the others, (B,)."""
-    pictures = len(moments)
-    folds = min(FOLDS, pictures)
     errors = total = torch.zeros(())
-    for number in range(folds):
-        out = (torch.arange(pictures) % folds == number).double()
-        matrices, mean_x, mean_y = _fit_maps(moments, alphas, 1 - out)
+    for out, matrices, mean_x, mean_y in fits_without(moments, alphas):
         left = moments.weighted(out)
         n, x, y, xx, xy, yy = (getattr(left, name)[0] for name in left.__dataclass_fields__)
         # moments of the pictures left out, about the means of the others

@@ -16,14 +16,11 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from srlab import runtime
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEFAULT_MODEL = "edsr-tiny-igconv"
 """Ships with the project and serves x2, x3 and x4."""
@@ -63,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `srlab models | head`: nobody reads on, which is no error of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except ModuleNotFoundError as error:
+            if debug or (error.name or "").startswith("srlab"):
+                raise
+            print(f"srlab: {error}: the installation is not whole (srlab doctor lists what is absent)", file=sys.stderr)
+            return 1
         except Exception as error:
             if debug or not _is_mistake(error):
                 raise
@@ -261,10 +263,10 @@ def _evaluate_options(parser: Parser) -> None:
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="A minus B, picture by picture, with an interval"
     )
-    parser.add_argument(
-        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; 8 times slower"
-    )
+    parser.add_argument("--tile", type=int, help="side of tiles in pixels, as for `srlab upscale`")
+    parser.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and rotations")
     parser.add_argument("--output", type=Path, metavar="CSV", help="a row per picture goes here; a killed run goes on")
+    parser.add_argument("--record", action="store_true", help="bring the scores in data/results up to date (hours)")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -272,6 +274,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from srlab import datasets, evaluate, metrics
 
+    if options.record:
+        os.environ["SRLAB_RECORD"] = "1"
+        print(
+            evaluate.summary(evaluate.recorded_benchmarks()).to_string(index=False), metrics.STANDARD.line(), sep="\n"
+        )
+        return 0
     names = list(dict.fromkeys([*options.models, *(options.compare or ())]))
     if not names:
         raise ValueError("nothing to evaluate: name a model (srlab models lists them), for example bicubic")
@@ -279,51 +287,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"--output is {options.output}, expected a name ending in .csv")
     partial = options.output.with_suffix(".partial.csv") if options.output else None
     sets = [datasets.load(name) for name in options.data]
+    if len({pictures.name for pictures in sets}) < len(sets):
+        raise ValueError(f"--data names sets that are called alike: {', '.join(pictures.name for pictures in sets)}")
     models = {(name, scale): _model(name, scale) for scale in options.scale for name in names}  # all, before any work
-    tables = []
+    tables, how = [], {"tile": options.tile, "self_ensemble": options.self_ensemble, "partial": partial}
     for pictures, ((name, scale), model) in itertools.product(sets, models.items()):
-        table = evaluate.benchmark(model, pictures, scale, self_ensemble=options.self_ensemble, partial=partial)
+        table = evaluate.benchmark(model, pictures, scale, **how)
         table.insert(0, "model", name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
-    print(summary(rows).to_string(index=False))
-    for line in _comparisons(rows, options.compare):
-        print(line)
-    print(metrics.STANDARD.line())
     if options.output:
         runtime.atomic_write(options.output, lambda draft: rows.to_csv(draft, index=False))
         partial.unlink(missing_ok=True)
+    print(evaluate.summary(rows).to_string(index=False))
+    for line in evaluate.comparisons(rows, *options.compare) if options.compare else ():
+        print(line)
+    print(metrics.STANDARD.line() + (" Mean over eight turned pictures." if options.self_ensemble else ""))
+    if options.output:
         print(f"{len(rows)} rows in {options.output}")
     return 0
-
-
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean PSNR and SSIM with intervals, a line per set, scale and model, from rows per picture."""
-    import pandas as pd
-
-    from srlab import statistics
-
-    lines = []
-    for (dataset, scale, model), group in rows.groupby(["dataset", "scale", "model"], sort=False):
-        finite, exact = statistics.split_infinite(group["psnr_y"])
-        enough = len(finite) >= 2  # an interval needs two pictures
-        psnr = statistics.bootstrap_mean(finite) if enough else f"{group['psnr_y'].mean():.2f}"
-        ssim = statistics.bootstrap_mean(group["ssim_y"]) if len(group) >= 2 else f"{group['ssim_y'].mean():.4f}"
-        line = {"set": dataset, "scale": f"x{scale}", "model": model, "pictures": len(group)}
-        lines.append(line | {"PSNR-Y dB [95 %]": str(psnr), "SSIM-Y [95 %]": str(ssim), "exact": len(exact)})
-    table = pd.DataFrame(lines)
-    return table if table["exact"].any() else table.drop(columns="exact")
-
-
-def _comparisons(rows: pd.DataFrame, pair: Sequence[str] | None) -> Iterator[str]:
-    from srlab import statistics
-
-    if not pair:
-        return
-    for (dataset, scale), group in rows.groupby(["dataset", "scale"], sort=False):
-        a, b = (group[group["model"] == name] for name in pair)
-        result = statistics.paired_difference(a, b, names=tuple(pair))
-        yield f"{dataset} x{scale}: {result.line()}"
 
 
 # fetch and models

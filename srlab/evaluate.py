@@ -1,13 +1,18 @@
 """Use and score a model: upscale a picture of any size, and score a set of pictures, one row per picture.
 
-Models come from `weights.py` or `models.py`, pictures from `datasets.py` or `images.py`; pictures and tables go back to the
-caller. Anything callable as `model(lr, scale) -> sr` can be scored, so bicubic interpolation is a model here too.
+Models come from `weights.py` or `models.py`, pictures from `datasets.py` or `images.py`; pictures and tables go back to
+the caller. Anything callable as `model(lr, scale) -> sr` can be scored, so bicubic interpolation is a model here too.
+Scores of all named models on the benchmark sets ship in `data/results/benchmarks.csv`: see `recorded_benchmarks`.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import json
+import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from srlab import datasets, images, metrics, runtime
+from srlab import datasets, fetch, images, metrics, runtime, statistics, weights
 from srlab.resize import imresize
 from srlab.upsamplers import checked_scale
 
@@ -30,6 +35,11 @@ WHOLE_PIXELS = 512 * 512
 """Pictures with more LR pixels than this are cut into tiles unless the caller says otherwise."""
 TILE = 256
 GLOBAL_OVERLAP = 32
+
+RECORD = "benchmarks"
+"""Name of the recorded scores in `data/results/`."""
+RECORDED_SETS = ("set5", "set14", "b100", "urban100")
+INTERPOLATION = "MATLAB's bicubic"  # stands where models have a checksum
 
 
 class Bicubic(nn.Module):
@@ -66,15 +76,15 @@ def upscale(
         model: an `SRModel`, or anything callable as `model(lr, scale)`.
         lr: (3, h, w) or (B, 3, h, w); uint8, or float in [0, 1].
         scale: integer factor.
-        tile: side of the tiles in LR pixels; 0 never cuts, None cuts pictures above 512 x 512 LR pixels. Tiles overlap by the
-            model's receptive radius, so the result is that of the whole picture. A model that looks at the whole picture has
-            no such radius: then a warning says that results differ a little.
+        tile: side of the tiles in LR pixels; 0 never cuts, None cuts pictures above 512 x 512 LR pixels. Tiles overlap
+            by the model's receptive radius, so the result is that of the whole picture. A model that looks at the whole
+            picture has no such radius: then a warning says that results differ a little.
         self_ensemble: average over the eight flips and rotations of the picture; eight times the work.
         progress: show a bar while there are several tiles.
 
     Returns:
-        (3, h * scale, w * scale) or with batch axis, as `lr` came: 8-bit in, 8-bit out; float in, float out, not clamped. On
-        the device of `lr`.
+        (3, h * scale, w * scale) or with batch axis, as `lr` came: 8-bit in, 8-bit out; float in, float out, not
+        clamped. On the device of `lr`.
 
     Raises:
         ValueError: `lr` is no picture, or the model returned another size than it should.
@@ -124,19 +134,23 @@ def benchmark(
         tile, self_ensemble: as in `upscale`.
         protocol: how PSNR and SSIM are taken; its sentence is in the table's `attrs["protocol"]`.
         progress: show a bar.
-        partial: CSV file that receives each row at once; a killed run finds its rows there and goes on. Rows of another
-            model, set, scale or protocol are not taken for this one's.
+        partial: CSV file that receives each row at once; a killed run finds its rows there and goes on. Rows of other
+            weights, pictures, another scale or protocol are not taken for this one's.
 
     Returns:
-        A row per picture: dataset, scale, image, psnr_y (dB), ssim_y, seconds (upscaling alone).
+        A row per picture: dataset, scale, image, psnr_y (dB; infinite for identical pictures), ssim_y, seconds
+        (upscaling alone).
 
     Raises:
-        ValueError: see `upscale`; the model returned values that are not finite.
+        ValueError: see `upscale`; the model returned values that are not finite; `partial` is a table of another kind.
+        srlab.datasets.DatasetError: the folder has troubles, all in one message, before anything is upscaled.
     """
     pictures = dataset if isinstance(dataset, datasets.ImageSet) else datasets.load(dataset)
     scale = checked_scale(scale)
     key = {"dataset": pictures.name, "scale": scale, "model": fingerprint(model), "ensemble": int(self_ensemble)}
     key["protocol"] = protocol.line(scale)
+    if partial:  # two folders may have one name
+        key["pictures"] = pictures.sha256()[:12]
     done = _rows_so_far(partial, key)
     rows = []
     bar = tqdm(pictures.names, desc=f"{pictures.name} x{scale}", unit="picture", disable=not progress, leave=False)
@@ -156,6 +170,45 @@ def benchmark(
     return table
 
 
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean PSNR and SSIM with intervals, a line per set, scale and model.
+
+    Args:
+        rows: tables of `benchmark` with a column `model`, or `recorded_benchmarks()`.
+
+    Returns:
+        Columns set, scale, model, pictures, PSNR-Y and SSIM-Y as text. Pictures that a model got exactly right have an
+        infinite PSNR; if there are any, a column `exact` counts them, and the mean is that of the others.
+    """
+    lines = []
+    for (dataset, scale, model), group in rows.groupby(["dataset", "scale", "model"], sort=False):
+        finite, exact = statistics.split_infinite(group["psnr_y"])
+        enough = len(finite) >= 2  # an interval needs two pictures
+        psnr = statistics.bootstrap_mean(finite) if enough else f"{finite.mean() if len(finite) else math.inf:.2f}"
+        ssim = statistics.bootstrap_mean(group["ssim_y"]) if len(group) >= 2 else f"{group['ssim_y'].mean():.4f}"
+        line = {"set": dataset, "scale": f"x{scale}", "model": model, "pictures": len(group)}
+        lines.append(line | {"PSNR-Y dB [95 %]": str(psnr), "SSIM-Y [95 %]": str(ssim), "exact": len(exact)})
+    table = pd.DataFrame(lines)
+    return table if table["exact"].any() else table.drop(columns="exact")
+
+
+def comparisons(rows: pd.DataFrame, a: str, b: str) -> Iterator[str]:
+    """Model `a` minus model `b`, picture by picture, in words: a line per set and scale.
+
+    Args:
+        rows: as for `summary`; both models on the same pictures.
+        a, b: names in the column `model`.
+    """
+    for (dataset, scale), group in rows.groupby(["dataset", "scale"], sort=False):
+        exact = set(group.loc[group["psnr_y"] == math.inf, "image"])  # by any model: no difference in dB
+        left = [group[(group["model"] == name) & ~group["image"].isin(exact)] for name in (a, b)]
+        without = f" without {len(exact)} that a model got exactly right" if exact else ""
+        if len(left[0]) < 2:
+            yield f"{dataset} x{scale}: {len(left[0])} picture(s){without}, but an interval needs two"
+        else:
+            yield f"{dataset} x{scale}{without}: {statistics.paired_difference(*left, names=(a, b)).line()}"
+
+
 def fingerprint(model: Model) -> str:
     """Twelve hex digits that change when a weight changes; the name for models without weights."""
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
@@ -167,13 +220,92 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()[:12]
 
 
+def recorded_benchmarks() -> pd.DataFrame:
+    """Scores of bicubic and of every named model on `RECORDED_SETS`, as they ship with the project.
+
+    Tables and intervals of published models need neither pictures nor weights then. With `SRLAB_RECORD=1` (`srlab
+    evaluate --record`) they are brought up to date: models whose weights have changed since, or are new, are scored and
+    the rest is kept; to score all of them (hours on a laptop) delete the record first. A killed run goes on.
+
+    Returns:
+        A row per picture: model, dataset, scale, image, psnr_y (dB), ssim_y, both rounded to 4 decimals.
+
+    Raises:
+        RecordError: the shipped scores are of other weights or pictures, or of another protocol.
+        srlab.fetch.FetchError: pictures or weights to be scored cannot be had.
+    """
+    settings = {
+        "protocol": metrics.STANDARD.line(),
+        "pictures": {name: _pinned(name) for name in RECORDED_SETS},
+        "weights": {"bicubic": INTERPOLATION} | {name: _checksum(name) for name in weights.names()},
+    }
+
+    def compute() -> pd.DataFrame:
+        if os.environ.get("SRLAB_RECORD", "") != "1":
+            raise runtime.RecordError(
+                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or its scores are of other weights or "
+                f"pictures than this project now has: `srlab evaluate --record` brings it up to date"
+            )
+        return _score_what_changed(settings)
+
+    return runtime.recorded(RECORD, compute, settings=settings)
+
+
+def _pinned(dataset: str) -> str:
+    """One hash over the files that a named set consists of, whether or not they are here."""
+    return runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in fetch.read_registry(dataset)))[:12]
+
+
+def _checksum(name: str) -> str:
+    """SHA-256 of the file of a named model."""
+    return weights.card(name).sha256 or fetch.file_sha256(runtime.repo_data("weights", f"{name}.safetensors"))
+
+
+def _score_what_changed(settings: dict) -> pd.DataFrame:
+    """Rows of the shipped record that still hold, and new ones; progress is kept in `results/recorded/`."""
+    kept, seconds = _rows_that_hold(settings)
+    partial = runtime.results_dir() / "recorded" / f"{RECORD}.partial.csv"
+    tables, device = [], runtime.pick_device()
+    for dataset in RECORDED_SETS:
+        for name in settings["weights"]:
+            rows = kept[(kept["model"] == name) & (kept["dataset"] == dataset)]
+            if rows.empty:
+                model = Bicubic() if name == "bicubic" else weights.load(name).to(device)
+                scored = [benchmark(model, dataset, scale, partial=partial) for scale in model.scales or (2, 3, 4)]
+                rows = pd.concat(scored).assign(model=name)
+                seconds += rows["seconds"].sum()
+            tables.append(rows)
+    table = pd.concat(tables)[["model", "dataset", "scale", "image", "psnr_y", "ssim_y"]].round(4)
+    table.attrs["seconds"] = seconds
+    partial.unlink(missing_ok=True)
+    return table
+
+
+def _rows_that_hold(settings: dict) -> tuple[pd.DataFrame, float]:
+    """Shipped rows whose weights, pictures and protocol are still the same, and the seconds that the record took."""
+    path = runtime.repo_data("results", f"{RECORD}.csv")
+    nothing = pd.DataFrame(columns=["model", "dataset"]), 0.0
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        return nothing
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    then, text = about["settings"], path.read_text(encoding="utf-8")
+    if then["protocol"] != settings["protocol"] or about["data_sha256"] != runtime.text_sha256(text):
+        return nothing
+    rows = pd.read_csv(io.StringIO(text), dtype={"image": str})
+    for column, kind in (("model", "weights"), ("dataset", "pictures")):
+        rows = rows[
+            rows[column].isin([name for name, value in settings[kind].items() if then[kind].get(name) == value])
+        ]
+    return rows, about["seconds"]
+
+
 def _once(model: Model, lr: Tensor, scale: int) -> Tensor:
     sr = model(lr, scale)
     expected = (*lr.shape[:-2], lr.shape[-2] * scale, lr.shape[-1] * scale)
     if sr.shape != expected:
         raise ValueError(
-            f"the model made {tuple(sr.shape)} from {tuple(lr.shape)} at x{scale}, expected {expected}: is it a model for "
-            f"another scale, or does it pad its input without cutting the padding off?"
+            f"the model made {tuple(sr.shape)} from {tuple(lr.shape)} at x{scale}, expected {expected}: is it a model "
+            f"for another scale, or does it pad its input without cutting the padding off?"
         )
     if not torch.isfinite(sr).all():
         raise ValueError("the model's output holds NaN or infinite values: are its weights whole?")
@@ -238,21 +370,32 @@ def _times(side: slice, scale: int) -> slice:
 
 
 def _rows_so_far(partial: Path | None, key: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Rows of an earlier run by picture; a line that was cut off when it was killed is taken out of the file."""
     if partial is None or not Path(partial).exists():
         return {}
-    table = pd.read_csv(partial, dtype={"image": str, "model": str})
+    text = Path(partial).read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        runtime.atomic_write(partial, lambda draft: draft.write_text(whole, encoding="utf-8"))
+    if not whole:
+        return {}
+    table = pd.read_csv(io.StringIO(whole), dtype={"image": str, "model": str, "pictures": str})
+    columns = ["image", "psnr_y", "ssim_y", "seconds"]
+    if absent := [name for name in [*key, *columns] if name not in table]:
+        raise ValueError(
+            f"{partial} is no table of partial scores, or one of another version: it has no column "
+            f"{', '.join(absent)}. Choose another name, or delete it"
+        )
     for name, value in key.items():
         table = table[table[name].astype(str) == str(value)]
-    columns = ["image", "psnr_y", "ssim_y", "seconds"]
-    return {row["image"]: row for row in table[columns].dropna().to_dict("records")}
+    return {row["image"]: row for row in table[columns].to_dict("records")}
 
 
 def _append(partial: Path, row: dict[str, object]) -> None:
     partial = Path(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    new = not partial.exists()
     with partial.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if not partial.stat().st_size:
             writer.writeheader()
         writer.writerow(row)

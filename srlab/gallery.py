@@ -128,7 +128,12 @@ def run_notebook(path: Path, results: Path, timeout: float | None = None) -> Out
     folder = results / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(
-        book, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
+        book,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter would break the progress lines
     )
     before = _written_at(results, path.stem)
     started = time.perf_counter()

@@ -12,8 +12,9 @@ images of two scales are compared in four steps.
 * `correlate` compares kernels entry by entry, `functional_correlation` compares what both paint for real features.
   Each gives three numbers: `mean` for the average over the sub-pixels (what could be painted at low resolution),
   `varying` for the rest (what makes sub-pixels differ, the work of an upsampler), and `whole` for both together.
-  Where features hardly vary in some direction neither a kernel nor the map is held to anything there; entries of
-  kernels disagree in such directions, painted pictures do not notice. So the functional numbers are the fairer ones.
+  Where features hardly vary, neither a kernel nor the map is held to anything: entries disagree there, and painted
+  pictures do not notice. What the encoders do not share lowers the entrywise number further, so read it as a bound
+  from below; in simulations the functional one was off by less than 0.02 where the entrywise lost 0.07 (R2 0.92).
 * Nulls say what to expect of kernels that have nothing in common: shuffled channels, shuffled sub-pixels, smooth random
   kernels. `compare` puts everything into one table.
 """
@@ -27,17 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
-from srlab.alignment import (
-    ALPHAS,
-    ChannelMap,
-    Features,
-    fit_channel_map,
-    patch_covariance,
-    pooled_covariance,
-    resampled_pictures,
-)
+from srlab import alignment
+from srlab.alignment import ChannelMap, Features
 from srlab.statistics import Interval
 
 LUMA = (0.2126, 0.7152, 0.0722)  # weights of red, green and blue, as the official analysis notebook has them
@@ -100,14 +96,11 @@ def resampling_matrix(scale_from: int, scale_to: int, method: str = "linear") ->
     """Values at `scale_from` cells as values at `scale_to` cells of the same length, (scale_to, scale_from), float64.
 
     Args:
-        method: "linear" or "cubic": the polynomial through the 2 or 4 nearest centres (through all, where there are
-            fewer), which goes on beyond the outermost ones. "area": the mean over what the new cell covers, as if an old
-            cell had one value all over.
+        method: "linear" or "cubic": the polynomial through the 2 or 4 nearest centres (all, where there are fewer),
+            also beyond the outermost. "area": the mean over what a new cell covers, as if an old cell had one value.
     """
     if method == "area":
-        edges_from, edges_to = (
-            torch.linspace(0, 1, scale + 1, dtype=torch.float64) for scale in (scale_from, scale_to)
-        )
+        edges_from, edges_to = (torch.linspace(0, 1, r + 1, dtype=torch.float64) for r in (scale_from, scale_to))
         above = torch.minimum(edges_from[1:], edges_to[1:, None])
         below = torch.maximum(edges_from[:-1], edges_to[:-1, None])
         return (above - below).clamp(min=0) * scale_to
@@ -128,9 +121,8 @@ def resampling_matrix(scale_from: int, scale_to: int, method: str = "linear") ->
 def resample(phases: Tensor, scale: int, method: str = "linear") -> Tensor:
     """Phase images (..., r, r) on the sub-pixel grid of another scale, (..., scale, scale).
 
-    "linear" takes the entries as samples of a smooth function and is exact for planes; "cubic" is exact for polynomials
-    of degree 3 (2 from x3, 1 from x2); "area" takes them as averages over cells and keeps their mean. From x4 to x2 all
-    but "cubic" are the mean over 2 x 2 blocks. See `resampling_matrix`.
+    "linear" and "cubic" take entries as samples of a smooth function, exactly for polynomials of degree 1 and 3 (fewer
+    from x2 and x3); "area" takes them as averages over cells. From x4 to x2 all but "cubic" average 2 x 2 blocks.
     """
     if phases.shape[-1] == scale:
         return phases
@@ -177,7 +169,7 @@ def functional_correlation(
 
     Args:
         phases_a, phases_b: as in `correlate`.
-        covariance: of feature patches, (C * k * k, C * k * k), see `patch_covariance`.
+        covariance: of feature patches, (C * k * k, C * k * k), see `alignment.patch_covariance`.
         method: see `resample`.
     """
     return _correlation(_products(*common_grid(phases_a, phases_b, method), covariance))
@@ -204,7 +196,9 @@ class Alignment:
     """the map between the features, with its cross-validated R2"""
 
 
-def align(weight: Tensor, feats_from: Features, feats_to: Features, alphas: Sequence[float] = ALPHAS) -> Alignment:
+def align(
+    weight: Tensor, feats_from: Features, feats_to: Features, alphas: Sequence[float] = alignment.ALPHAS
+) -> Alignment:
     """Express a kernel that reads `feats_to` in the channels of `feats_from`.
 
     A kernel K after a linear map M of channels is again a kernel, K o M, which reads `feats_from`. M is fitted on the
@@ -224,13 +218,42 @@ def align(weight: Tensor, feats_from: Features, feats_to: Features, alphas: Sequ
             f"the kernel reads {weight.shape[1]} channels, feats_to has {width}: expected the features of the kernel's "
             f"own encoder as feats_to, the other encoder's as feats_from"
         )
-    channel_map = fit_channel_map(feats_from, feats_to, alphas)
+    channel_map = alignment.fit_channel_map(feats_from, feats_to, alphas)
     return Alignment(carry(weight.detach(), channel_map.matrix), channel_map)
 
 
 def carry(weight: Tensor, matrix: Tensor) -> Tensor:
     """A kernel after a map of channels (B, A): weight (n, B, k, k) -> (n, A, k, k), and likewise phase images."""
     return torch.einsum("ob...,ba->oa...", weight, matrix.to(weight))
+
+
+def painted_r2(phases: Tensor, channel_map: ChannelMap, feats_from: Features, feats_to: Features) -> dict[str, float]:
+    """How much of what a kernel paints survives the map to another encoder's channels, in pictures left out of the fit.
+
+    The R2 of the features counts every feature by its variance; a kernel may live on features of small variance, which
+    a map misses first. Where this number is small, aligned correlations say little: they come out too low.
+
+    Args:
+        phases: kernel (rgb, B, k, k, r, r) that reads `feats_to`.
+        channel_map, feats_from, feats_to: as `align` gave and took them.
+
+    Returns:
+        One R2 for each of `PARTS`.
+    """
+    weight = assemble(phases.detach().cpu().double())
+    squares = torch.zeros(2, 2, dtype=torch.float64)  # (mean, varying) x (error, painted)
+    for out, (matrix,), mean_x, mean_y in alignment.fits_without(channel_map.moments, [channel_map.alpha]):
+        for picture in out.nonzero().flatten().tolist():
+            x, y = (feats[picture].detach().cpu().double() for feats in (feats_from, feats_to))
+            y = y - mean_y[:, None, None]
+            error = y - torch.einsum("ba,ahw->bhw", matrix, x - mean_x[:, None, None])
+            painted = F.conv2d(torch.stack([error, y]), weight)  # where all taps lie inside the picture
+            painted = painted.unflatten(1, (len(phases), -1))  # (2, rgb, r * r, h, w)
+            average = painted.mean(2, keepdim=True)
+            for row, each in zip(squares, (average.expand_as(painted), painted - average), strict=True):
+                row += each.square().flatten(1).sum(1)
+    rows = dict(zip(PARTS, [squares.sum(0), *squares], strict=True))
+    return {part: 1 - float(error / total) for part, (error, total) in rows.items()}
 
 
 def shuffle_channels(phases: Tensor, generator: torch.Generator) -> Tensor:
@@ -269,24 +292,28 @@ def smooth_random_phases(
 
 
 def permutation_p(value: float, null: Sequence[float] | np.ndarray) -> float:
-    """Share of draws from a null at least as far from zero as `value`, which itself counts as one; NaN for no draw."""
+    """Share of draws from a null at least as far from zero as `value`, which counts as one; NaN if any is NaN."""
     null = np.abs(np.asarray(null, dtype=float))
-    if not len(null) or np.isnan(null).any() or math.isnan(value):
+    if np.isnan([value, *null]).any():
         return math.nan
     return float((1 + np.count_nonzero(null >= abs(value) - 1e-12)) / (1 + len(null)))
 
 
-def bootstrap_interval(value: float, resampled: Sequence[float], n: int, level: float = 0.95) -> Interval:
-    """Interval of a correlation from its values on resampled pictures ("basic" bootstrap on Fisher's z).
+def bootstrap_interval(value: float, resampled: Sequence[float], pictures: int, level: float = 0.95) -> Interval:
+    """Interval of a correlation from its values on resampled pictures, on Fisher's z = arctanh.
 
-    Noise in a fitted map lowers a correlation, in a resampled fit as in the first one. The basic interval mirrors the
-    resampled values at `value` and thereby takes that loss off, where quantiles as they are would count it twice.
+    Noise in a fitted map lowers a correlation, in a resampled fit by as much again as in the first one. So the interval
+    is centred where `value` would be without that loss, 2 z - mean of the resampled z; its length comes from their
+    scatter and Student's t, since few pictures resampled scatter less than as many new ones would.
+
+    In simulations with 12 pictures the 95 % interval of an aligned correlation held the truth in 92 to 98 % of 60 draws
+    when R2 was 0.96 or more, in 75 to 90 % at an R2 of 0.80, always erring towards zero.
     """
-    z = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
-    draws = np.arctanh(np.clip(np.asarray(resampled, dtype=float), -1 + 1e-12, 1 - 1e-12))
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    low, high = np.tanh([2 * z - high, 2 * z - low]).tolist()
-    return Interval(low, high, float(value), n, level, "basic bootstrap")
+    z, *draws = np.arctanh(np.clip([value, *resampled], -1 + 1e-12, 1 - 1e-12))
+    spread = np.std(draws) * math.sqrt(pictures / (pictures - 1)) * stats.t.ppf((1 + level) / 2, pictures - 1)
+    centre = 2 * z - np.mean(draws)
+    low, high = np.tanh([centre - spread, centre + spread]).tolist()
+    return Interval(low, high, float(value), pictures, level, "bootstrap, Student's t")
 
 
 def compare(
@@ -319,9 +346,9 @@ def compare(
 
     Returns:
         Columns basis, part, value; low, high: interval over pictures (NaN for "same channel", which knows none; other
-        models of the same kind, trained anew, would scatter more); r2 of the map; and for each null "channels",
-        "sub-pixels", "smooth": null_NAME, below which 95 % of |null| lie, and p_NAME, two-sided; null_untrained is the
-        largest |correlation| with an untrained kernel. NaN where a null leaves the part as it is.
+        models of the same kind, trained anew, would scatter more); r2 of the map and r2_painted, see `painted_r2`;
+        for each null "channels", "sub-pixels", "smooth": null_NAME, below which 95 % of |null| lie, and p_NAME,
+        two-sided; null_untrained, the largest |correlation| with an untrained kernel. NaN where a null changes nothing.
 
     Raises:
         ValueError: kernels of unequal size, or features that do not match each other or their kernel.
@@ -331,9 +358,10 @@ def compare(
     channel_map = align(assemble(phases_b), feats_a, feats_b).map
     scale = min(phases_a.shape[-1], phases_b.shape[-1])
     a, b = (_at(phases, scale, method) for phases in (phases_a, phases_b))
-    sums = patch_covariance(feats_a, a.shape[2])
-    covariance = pooled_covariance(sums)
+    sums = alignment.patch_covariance(feats_a, a.shape[2])
+    covariance = alignment.pooled_covariance(sums)
     pictures = len(channel_map.moments)
+    painted = painted_r2(phases_b, channel_map, feats_a, feats_b)
 
     def statistics(kernel: Tensor) -> np.ndarray:
         return _on_all_bases(a, kernel, channel_map.matrix, covariance)
@@ -347,18 +375,19 @@ def compare(
     }
     drawn = {name: np.stack([statistics(draw()) for _ in range(draws)]) for name, draw in nulls.items()}
     drawn["sub-pixels"][..., PARTS.index("mean")] = math.nan
-    choices = resampled_pictures(pictures, resamples, generator)
-    refitted = [_on_all_bases(a, b, channel_map.refit(w), pooled_covariance(sums, w)) for w in choices]
+    choices = alignment.resampled_pictures(pictures, resamples, generator)
+    refitted = [_on_all_bases(a, b, channel_map.refit(w), alignment.pooled_covariance(sums, w)) for w in choices]
     controls = [statistics(_at(kernel, scale, method)) for kernel in untrained]
     largest = np.abs(controls).max(0) if controls else np.full_like(values, math.nan)
 
     rows = []
     for place in np.ndindex(values.shape):
         basis, part = BASES[place[0]], PARTS[place[1]]
-        row = {"basis": basis, "part": part, "value": values[place], "low": math.nan, "high": math.nan, "r2": math.nan}
+        row = {"basis": basis, "part": part, "value": values[place]}
+        row |= dict.fromkeys(("low", "high", "r2", "r2_painted"), math.nan)
         if basis != "same channel":
             interval = bootstrap_interval(values[place], [each[place] for each in refitted], pictures, level)
-            row |= {"low": interval.low, "high": interval.high, "r2": channel_map.r2}
+            row |= {"low": interval.low, "high": interval.high, "r2": channel_map.r2, "r2_painted": painted[part]}
         for name, null in drawn.items():
             row[f"null_{name}"] = float(np.quantile(np.abs(null[:, *place]), 0.95))
             row[f"p_{name}"] = permutation_p(values[place], null[:, *place])

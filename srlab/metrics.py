@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -147,7 +148,7 @@ def ssim_y(sr: Tensor, hr: Tensor, border: int) -> float:
 
 
 def _check_border(border: int) -> None:
-    if isinstance(border, bool) or not isinstance(border, int) or border < 0:
+    if isinstance(border, bool) or not isinstance(border, Integral) or border < 0:
         raise ValueError(f"border must be a whole number of pixels, 0 or more, got {border!r}")
 
 

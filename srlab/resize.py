@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from numbers import Rational, Real
 from typing import Literal, NamedTuple
 
@@ -67,13 +67,14 @@ def imresize(x: Tensor, scale: Real, *, border: Border = "symmetric") -> Tensor:
         raise ValueError(f"border must be one of {', '.join(map(repr, BORDERS))}, got {border!r}")
     if fraction == 1:
         return x.clone()
-    if x.dtype != torch.uint8:
-        one_axis = partial(_resize_axis, scale=fraction, border=border)
-    elif fraction.numerator == 1 and fraction.denominator in FAST_FACTORS and x.device.type == "cpu":
-        return _shrink_fast(x, fraction.denominator, border)
-    else:
-        one_axis = partial(_resize_axis_8bit, scale=fraction, border=border)
-    return one_axis(one_axis(x, -2), -1)
+    if x.dtype == torch.uint8:
+        if fraction.numerator == 1 and fraction.denominator in FAST_FACTORS and x.device.type == "cpu":
+            return _shrink_fast(x, fraction.denominator, border)
+        rows = _resize_axis_8bit(x, -2, fraction, border)
+        return _resize_axis_8bit(rows, -1, fraction, border)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision would round after every tap
+    rows = _resize_axis(wide, -2, fraction, border)
+    return _resize_axis(rows, -1, fraction, border).to(x.dtype)
 
 
 def contributions(length: int, scale: Real, border: Border = "symmetric") -> Contributions:
@@ -162,13 +163,12 @@ def _inside(indices: np.ndarray, length: int, border: Border) -> np.ndarray:
     return np.minimum(folded, 2 * length - 1 - folded)
 
 
-def _resize_axis(x: Tensor, axis: int, *, scale: Fraction, border: Border) -> Tensor:
+def _resize_axis(x: Tensor, axis: int, scale: Fraction, border: Border) -> Tensor:
     indices, weights = contributions(x.shape[axis], scale, border)
-    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would round after every tap
-    return _weighted_sum(x.to(wide), axis, indices, weights.to(wide)).to(x.dtype)
+    return _weighted_sum(x, axis, indices, weights.to(x.dtype))
 
 
-def _resize_axis_8bit(x: Tensor, axis: int, *, scale: Fraction, border: Border) -> Tensor:
+def _resize_axis_8bit(x: Tensor, axis: int, scale: Fraction, border: Border) -> Tensor:
     """Whole-number sum, then division rounded half up: floor((2 sum + total) / (2 total)), clamped."""
     indices, whole = _whole_contributions(x.shape[axis], scale, border)
     total = whole.sum(axis=1)

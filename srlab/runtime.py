@@ -376,7 +376,8 @@ def recorded(
     Args:
         name: file name without suffix.
         compute: called without arguments if the result is not there; its table is read back from the CSV, so that the
-            first and every later call return the same thing.
+            first and every later call return the same thing. The time it took is noted down; where it went on with
+            earlier work, its table's `attrs["seconds"]` says how long all of it took.
         settings: everything the result depends on (sizes, seeds, models, data), as JSON can hold it; other settings
             are another result.
         refresh: compute even if it is there.
@@ -402,7 +403,7 @@ def recorded(
             return table
     started = time.perf_counter()
     table = compute()
-    seconds = time.perf_counter() - started
+    seconds = table.attrs.get("seconds", time.perf_counter() - started)
     seed, device = (_current.seed, str(_current.device)) if _current else (None, "cpu")
     about = {"name": name, "settings": wanted, **_provenance(seed, device), "seconds": round(seconds, 2)}
     path = _write_record(shipped if shipping else local, table, about)

@@ -1,6 +1,7 @@
 """Command line: what is asked for is done, mistakes end in one line, and nothing heavy is loaded before its time."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -99,6 +100,7 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
         (["evaluate"], "name a model"),
         (["evaluate", "bicubic", "--data", "set55"], "set5"),
         (["evaluate", "bicubic", "--output", "scores.txt"], ".csv"),
+        (["evaluate", "bicubic", "--data", "{folder}", "{folder}"], "called alike"),
         (["fetch", "imdm-x2"], "did you mean imdn-x2"),
         (["models", "imdm-x2"], "imdn-x2"),
         (["train"], "expected one of smoke, demo"),
@@ -113,7 +115,7 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
 )
 def test_a_mistake_ends_in_one_line_and_code_2(words, message, photos, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words = [word.format(picture=photos / "a.png") for word in words]
+    words = [word.format(picture=photos / "a.png", folder=photos) for word in words]
     try:
         code = cli.main(words)
     except SystemExit as ended:  # argparse leaves this way
@@ -138,6 +140,16 @@ def test_an_error_nobody_foresaw_is_not_hidden(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "doctor", cli.COMMANDS["doctor"]._replace(run=broken))
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
+
+
+def test_an_absent_package_points_to_the_doctor(monkeypatch, capsys):
+    def lacking(options):
+        raise ModuleNotFoundError("No module named 'nbclient'", name="nbclient")
+
+    monkeypatch.setitem(cli.COMMANDS, "figures", cli.COMMANDS["figures"]._replace(run=lacking))
+    assert cli.main(["figures"]) == 1
+    assert "nbclient" in (shown := capsys.readouterr().err)
+    assert "srlab doctor" in shown
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
@@ -210,19 +222,41 @@ def test_compare_adds_both_models_and_says_which_is_better(photos, tmp_path, cap
     assert "95%" in shown or "95 %" in shown
 
 
+def test_tiles_and_self_ensemble_reach_the_model(photos, capsys, monkeypatch):
+    asked = []
+
+    def benchmark(model, pictures, scale, **how):
+        asked.append(how)
+        return pd.DataFrame({"dataset": "d", "scale": scale, "image": ["a", "b"], "psnr_y": [30, 31], "ssim_y": 0.9})
+
+    monkeypatch.setattr(evaluate, "benchmark", benchmark)
+    words = ["evaluate", "bicubic", "--data", str(photos), "--scale", "2", "--tile", "16", "--self-ensemble"]
+    assert cli.main(words) == 0
+    assert asked == [{"tile": 16, "self_ensemble": True, "partial": None}]
+    assert "eight turned pictures" in capsys.readouterr().out
+
+
+def test_record_brings_the_shipped_scores_up_to_date_and_shows_them(capsys, monkeypatch):
+    monkeypatch.setenv("SRLAB_RECORD", "")
+    rows = pd.DataFrame(
+        {"model": "bicubic", "dataset": "set5", "scale": 2, "image": list("ab"), "psnr_y": [30.0, 31.0]}
+    )
+    seen = []
+    monkeypatch.setattr(
+        evaluate, "recorded_benchmarks", lambda: seen.append(os.environ["SRLAB_RECORD"]) or rows.assign(ssim_y=0.9)
+    )
+    assert cli.main(["evaluate", "--record"]) == 0
+    assert seen == ["1"]
+    shown = capsys.readouterr().out
+    assert "30.50" in shown
+    assert metrics.STANDARD.line() in shown
+
+
 def test_a_single_picture_has_a_score_but_no_interval(tmp_path, capsys):
     images.save_image(tmp_path / "one" / "a.png", torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(1)))
     assert cli.main(["evaluate", "bicubic", "--data", str(tmp_path / "one"), "--scale", "2"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "bicubic" in line)
     assert "[" not in line
-
-
-def test_a_perfect_score_is_counted_apart():
-    rows = pd.DataFrame({"dataset": "d", "scale": 2, "model": "m", "image": list("abc")})
-    rows["psnr_y"], rows["ssim_y"] = [30.0, 32.0, float("inf")], [0.9, 0.9, 1.0]
-    line = cli.summary(rows).iloc[0]
-    assert line["exact"] == 1
-    assert line["PSNR-Y dB [95 %]"].startswith("31.0")
 
 
 def test_one_name_serves_a_series_of_fixed_scale_weights(monkeypatch):

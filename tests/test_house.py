@@ -34,7 +34,9 @@ FLOORS = [
     ("igconv",),
     ("upsamplers",),
     ("features",),
-    ("cka", "kernels", "spectra", "statistics"),
+    ("kernels",),
+    ("alignment", "cka", "spectra"),
+    ("statistics",),
     ("losses",),
     ("datasets",),
     ("imagesets",),
@@ -44,7 +46,7 @@ FLOORS = [
     ("runtime",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MATHS = {"cka", "kernels", "spectra", "statistics", "metrics", "resize"}
+MATHS = {"alignment", "cka", "kernels", "spectra", "statistics", "metrics", "resize"}
 DRAWING = {"figures", "panels"}
 
 # Packages that only some rooms may import. `runtime` closes figures and writes their files, `widgets` closes them.

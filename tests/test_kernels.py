@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import Ridge
 
 from srlab import alignment, kernels
 
@@ -175,49 +176,103 @@ def test_permutation_p_counts_the_value_itself():
     assert np.isnan(kernels.permutation_p(0.2, [0.1, float("nan")]))
 
 
-def simulated(seed, mixing_noise=0.05, kernel_noise=0.3):
-    """Kernels of three scales that sample one smooth field, each read through channels mixed in a way of its own.
+def simulated(seed, kernel_noise=0.3, channels=10):
+    """Three models: one smooth field sampled at x2, x3 and x4 and disturbed, read through channels mixed in three ways.
 
-    Returns per scale the kernel before mixing (with its noise), the kernel as a model would store it, and features.
+    Returns:
+        Per scale: `stored`, the kernel as that model would have it; `feats`, its features; `mixing`, its features from
+        those all three have in common; `kernel`, the kernel for those.
     """
     generator = torch.Generator().manual_seed(seed)
-    channels, made = 10, {}
-    latent = smooth_maps(12, channels, 14, generator)
-    frequency, phase = (torch.rand(2, channels, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    common = smooth_maps(12, channels, 14, generator)
+    frequency, phase = (4 * torch.rand(2, channels, 3, 1, generator=generator) for _ in range(2))
+    models = {}
     for scale in (2, 3, 4):
-        at = torch.tensor([tap + (2 * v + 1) / (2 * scale) - 0.5 for tap in (1, 0, -1) for v in range(scale)])
-        waves = [torch.cos(4 * f[..., None] * at + 6.3 * p[..., None]) for f, p in zip(frequency, phase, strict=True)]
-        painted = (waves[0][..., :, None] * waves[1][..., None, :]).sum(1)  # (C, 3 * scale, 3 * scale)
+        # a bright pixel paints sub-pixel v of its neighbour at `tap` at this distance from its own middle
+        at = torch.tensor([(2 * v + 1) / (2 * scale) - 0.5 - tap for tap in (-1, 0, 1) for v in range(scale)])
+        down, across = torch.cos(frequency * at + phase)  # (C, waves, 3 * scale) each
+        painted = torch.einsum("cwy,cwx->cyx", down, across)
         field = painted.unflatten(1, (3, scale)).unflatten(3, (3, scale)).permute(0, 1, 3, 2, 4)
-        disturbed = field + kernel_noise * torch.randn(3, *field.shape, generator=generator, dtype=torch.float64)
-        mixing = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
-        feats = torch.einsum("dc,pchw->pdhw", mixing, latent)
-        feats = feats + mixing_noise * feats.std() * torch.randn(feats.shape, generator=generator, dtype=torch.float64)
-        stored = torch.einsum("gc...,cd->gd...", disturbed, torch.linalg.inv(mixing))
-        # as kernel A of a pair reads its own, mixed channels, the truth for that pair is carried there as well
-        made[scale] = {"truth": disturbed, "mixing": mixing, "stored": stored, "feats": feats}
-    return made
+        kernel = field + kernel_noise * normal(3, *field.shape)
+        gains = 0.5 + 1.5 * torch.rand(channels, 1, generator=generator)
+        mixing = gains * torch.linalg.qr(normal(channels, channels))[0]
+        models[scale] = {
+            "kernel": kernel,
+            "mixing": mixing,
+            "stored": torch.einsum("gc...,cd->gd...", kernel, torch.linalg.inv(mixing)),
+            "feats": torch.einsum("dc,pchw->pdhw", mixing, common),
+        }
+    return models
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_simulated_kernels_are_recovered_by_alignment_and_by_nothing_else(a, b):
-    made = simulated(seed=5)
+def test_simulated_kernels_are_recovered_by_alignment_and_not_without(a, b):
+    models = simulated(seed=5)
+    of_a, of_b = models[a], models[b]
+    noise = torch.randn(of_b["feats"].shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     table = kernels.compare(
-        made[a]["stored"], made[b]["stored"], made[a]["feats"], made[b]["feats"], draws=99, resamples=200
+        of_a["stored"], of_b["stored"], of_a["feats"], of_b["feats"] + 0.3 * noise, draws=99, resamples=200
     ).set_index(["basis", "part"])
-    in_channels_of_a = torch.linalg.inv(made[a]["mixing"])
-    kernel_b = torch.einsum("gc...,cd->gd...", made[b]["truth"], in_channels_of_a)
+    b_for_a = torch.einsum("gc...,cd->gd...", of_b["kernel"], torch.linalg.inv(of_a["mixing"]))
+    truth = kernels.correlate(of_a["stored"], b_for_a)
     for part in kernels.PARTS:
-        truth = getattr(kernels.correlate(made[a]["stored"], kernel_b), part)
-        assert truth > 0.5
-        aligned = table.loc["aligned", part]
-        assert aligned.low < truth < aligned.high
-        assert aligned.high - aligned.low < 0.2
+        aligned, same = table.loc["aligned", part], table.loc["same channel", part]
+        assert aligned.low < getattr(truth, part) < aligned.high
+        assert aligned.low > 0.7
         assert aligned.p_channels == aligned.p_smooth == 0.01
-        assert abs(table.loc["same channel", part].value) < truth / 2
-        assert table.loc["functional", part].value > 0.5
+        assert abs(same.value) < 0.3
+        assert same.p_channels > 0.05
+        assert 0.8 < aligned.r2_painted < 1
     assert table.loc["aligned", "varying"]["p_sub-pixels"] == 0.01
     assert np.isnan(table.loc["aligned", "mean"]["p_sub-pixels"])
+    assert table.loc["functional", "varying"].low > 0.5
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    held = []
+    for seed in range(10):
+        models, generator = simulated(seed), torch.Generator().manual_seed(1000 + seed)
+        for a, b in PAIRS:
+            of_a, of_b = models[a], models[b]
+            noise = torch.randn(of_b["feats"].shape, generator=generator, dtype=torch.float64)
+            found = kernels.align(kernels.assemble(of_b["stored"]), of_a["feats"], of_b["feats"] + 0.3 * noise).map
+            draws = alignment.resampled_pictures(12, 40, generator)
+            value, *resampled = (
+                kernels.correlate(of_a["stored"], kernels.carry(of_b["stored"], matrix)).varying
+                for matrix in (found.matrix, *(found.refit(weights) for weights in draws))
+            )
+            b_for_a = torch.einsum("gc...,cd->gd...", of_b["kernel"], torch.linalg.inv(of_a["mixing"]))
+            interval = kernels.bootstrap_interval(value, resampled, 12)
+            held.append(not interval.excludes(kernels.correlate(of_a["stored"], b_for_a).varying))
+    assert sum(held) >= 25  # of 30, where 28.5 are expected
+
+
+def test_painted_r2_is_one_minus_the_error_of_the_painting():
+    """A map fitted without the picture, the kernel applied after it, against the kernel's own painting."""
+    generator = torch.Generator().manual_seed(2)
+    x = smooth_maps(4, 3, 10, generator)
+    y = x[:, :2] * 2 + 0.5 * torch.randn(4, 2, 10, 10, generator=generator, dtype=torch.float64) + 1
+    weight = torch.randn(12, 2, 3, 3, generator=generator, dtype=torch.float64)
+    found = kernels.align(weight, x, y).map
+    errors, totals = [], []
+    for i in range(4):
+        others = [j for j in range(4) if j != i]
+        rows_x, rows_y = (each[others].movedim(1, -1).flatten(0, 2) for each in (x, y))
+        model = Ridge(alpha=found.alpha * len(rows_x) * rows_x.var(0, correction=0).mean().item()).fit(rows_x, rows_y)
+        predicted = torch.tensor(model.predict(x[i].flatten(1).T)).T.view(2, 10, 10)
+        middle = rows_y.mean(0)[:, None, None]
+        errors.append(F.pixel_shuffle(F.conv2d(y[i] - predicted, weight), 2))
+        totals.append(F.pixel_shuffle(F.conv2d(y[i] - middle, weight), 2))
+    phases = kernels.phase_images(weight, 2)
+    survived = kernels.painted_r2(phases, found, x, y)
+    error, total = torch.stack(errors), torch.stack(totals)
+    assert survived["whole"] == pytest.approx(1 - float(error.square().sum() / total.square().sum()), abs=1e-9)
+    error, total = F.avg_pool2d(error, 2), F.avg_pool2d(total, 2)
+    assert survived["mean"] == pytest.approx(1 - float(error.square().sum() / total.square().sum()), abs=1e-9)
 
 
 def test_unrelated_kernels_stay_among_their_nulls():
