@@ -1,4 +1,4 @@
-"""Command line room: `srlab figures, train, evaluate, upscale, fetch, models, doctor`.
+"""Command line room: `srlab figures, train, evaluate, upscale, cka, fetch, models, doctor`.
 
 Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
 by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
@@ -239,13 +239,15 @@ def _upscale(options: argparse.Namespace) -> int:
 
 
 def _model(name: str, scale: int) -> Any:
-    """The model called `name`: bicubic, a checkpoint file, a name of `srlab models`, or one without its "-x2"."""
-    from srlab import evaluate, weights
+    """The model called `name`: bicubic, a file, module:function, a name of `srlab models`, or one without its "-x2"."""
+    from srlab import compare, evaluate, weights
 
     if name == "bicubic":
         return evaluate.Bicubic()
     if name.endswith((".safetensors", ".pth", ".pt", ".ckpt")):
         return _loaded(weights.load_checkpoint, Path(name))
+    if ":" in name:
+        return _loaded(compare.own_model, name)
     per_scale = f"{name}-x{scale}"
     known = weights.names()
     return _loaded(weights.load, per_scale if name not in known and per_scale in known else name)
@@ -308,6 +310,35 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+# cka
+
+
+def _cka_options(parser: Parser) -> None:
+    from srlab import features
+
+    parser.add_argument("models", nargs=2, metavar="NAME", help="as --model of `srlab upscale`, or module:function")
+    parser.add_argument("--data", default="set14", help="a set of pictures or a folder; default: set14")
+    parser.add_argument("--scale-of-lr", type=_scale, default=4, help="scale of the LR pictures both see; default: 4")
+    for side in "ab":
+        text = f"layers of model {side.upper()}, names or patterns such as 'body.*'; default: its blocks"
+        parser.add_argument(f"--layers-{side}", nargs="+", metavar="PATTERN", help=text)
+    parser.add_argument("--reduction", choices=features.REDUCTIONS, default="pixels", help="what an example is")
+    parser.add_argument("--output", type=Path, metavar="CSV", help="the numbers go here")
+
+
+def _cka(options: argparse.Namespace) -> int:
+    from srlab import compare, features, study
+
+    pair = [_model(name, options.scale_of_lr) for name in options.models]
+    pictures = compare.lr_pictures(options.data, options.scale_of_lr)
+    how = options.layers_a, options.layers_b, features.REDUCTIONS[options.reduction]
+    found = study.report(*pair, pictures, *how, progress=True)
+    print(*found.lines(), sep="\n")
+    if options.output:
+        runtime.atomic_write(options.output, lambda draft: found.table().to_csv(draft, index=False))
+    return 0
+
+
 # fetch and models
 
 
@@ -357,28 +388,9 @@ def _models_options(parser: Parser) -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from srlab import doctor, weights
+    from srlab import doctor
 
-    if options.name:
-        card = weights.card(options.name)
-        facts = {name: value for name, value in vars(card).items() if name != "notes"} | dict(card.notes)
-        rows = [(f"{name}:", str(value)) for name, value in facts.items() if value not in ("", 0)]
-        print(*doctor.in_columns(rows), sep="\n")
-        return 0
-    head = ("name", "model", "scales", "parameters", "trained on", "licence", "here")
-    rows = [
-        (
-            card.name,
-            card.family,
-            " ".join(f"x{scale}" for scale in card.scales),
-            f"{card.parameters:,}",
-            card.trained_on,
-            card.licence.split(":")[0],
-            "yes" if card.is_here else f"srlab fetch {card.name}",
-        )
-        for card in weights.cards()
-    ]
-    print(*doctor.in_columns([head, *rows]), sep="\n")
+    print(*(doctor.about_model(options.name) if options.name else doctor.models()), sep="\n")
     return 0
 
 
@@ -418,6 +430,9 @@ COMMANDS = {
         f"srlab evaluate --compare {DEFAULT_MODEL} bicubic --data set5 set14 --scale 2 3 4",
     ),
     "upscale": Command("enlarge a picture", _upscale_options, _upscale, "srlab upscale photo.jpg --scale 3"),
+    "cka": Command(
+        "compare what two models see", _cka_options, _cka, "srlab cka smfanet-df2k-x2 smfanet-df2k-x4 --data set14"
+    ),
     "fetch": Command("get pictures and published weights, verified", _fetch_options, _fetch, "srlab fetch set5 imdn"),
     "models": Command("list the trained models", _models_options, _models, "srlab models imdn-x2"),
     "doctor": Command("say what is installed, what is here, how to get the rest", _no_options, _doctor, "srlab doctor"),

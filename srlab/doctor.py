@@ -1,7 +1,7 @@
 """Doctor room: what is installed, which device, data and weights are here, and the command that gets the rest.
 
-Looks at the installation, the environment and the disk; gives lines of text for `srlab doctor`. Nothing is fetched,
-repaired or changed.
+Looks at the installation, the environment and the disk; gives lines of text for `srlab doctor` and `srlab models`.
+Nothing is fetched, repaired or changed.
 """
 
 from __future__ import annotations
@@ -75,6 +75,39 @@ def report() -> Iterator[str]:
     )
     yield "weights"
     yield from in_columns([_about_weights(card.name, bool(card.url), card.is_here) for card in weights.cards()])
+
+
+def models() -> list[str]:
+    """Lines of `srlab models`: a row for every set of weights with a name."""
+    from srlab import weights
+
+    head = ("name", "model", "scales", "parameters", "trained on", "licence", "here")
+    rows = [
+        (
+            card.name,
+            card.family,
+            " ".join(f"x{scale}" for scale in card.scales),
+            f"{card.parameters:,}",
+            card.trained_on,
+            card.licence.split(":")[0],
+            "yes" if card.is_here else f"srlab fetch {card.name}",
+        )
+        for card in weights.cards()
+    ]
+    return in_columns([head, *rows])
+
+
+def about_model(name: str) -> list[str]:
+    """Lines of `srlab models NAME`: everything its card says.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    from srlab import weights
+
+    card = weights.card(name)
+    facts = {name: value for name, value in vars(card).items() if name != "notes"} | dict(card.notes)
+    return in_columns([(f"{name}:", str(value)) for name, value in facts.items() if value not in ("", 0)])
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Features: read what any layer of any network computes, without touching the network.
+"""Features: read what any layer of any network computes, and say what counts as an example in it.
 
 In: an `nn.Module` (this project's or a user's own) and the names of layers in it. Out: a dict from layer name to the
 tensor that layer gave in its latest call, detached and copied. Hooks live here and nowhere else, inside a `with`
-that takes them off again. What the features mean is not said here: `cka` compares them.
+that takes them off again. The reductions turn maps (B, C, h, w) into rows (examples, features), which `cka` compares.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 _SHOWN = 6  # names printed in an error message
+
+Feats = Tensor | Mapping[str, Tensor]
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -35,10 +37,11 @@ def capture(
     """Read the outputs of some layers while the model runs.
 
     The dict is refilled by every forward pass inside the `with`: loop over pictures, and read it after each (a layer
-    that a later pass skips keeps the value of the pass before). Its keys keep the asked-for order (a pattern stands for its matches in the model's order), whatever order the layers run
-    in. Tensors are detached, so no graph is kept, and copied, so that an in-place ReLU behind a layer cannot rewrite
-    what was read. A layer called several times in one pass (shared weights, recursion) leaves its **last** output in
-    the dict; `on_call` sees every call in the order they happen.
+    that a later pass skips keeps the value of the pass before). Its keys keep the asked-for order (a pattern stands
+    for its matches in the model's order), whatever order the layers run in. Tensors are detached, so no graph is
+    kept, and copied, so that an in-place ReLU behind a layer cannot rewrite what was read. A layer called several
+    times in one pass (shared weights, recursion) leaves its **last** output in the dict; `on_call` sees every call in
+    the order they happen.
 
     Args:
         model: any module; neither its mode nor its gradients are changed (use `torch.no_grad()` to save memory).
@@ -81,6 +84,84 @@ def capture(
         for handle in handles:
             handle.remove()
     _refuse_unreached(asked, captured)
+
+
+def pixels_as_examples(feats: Tensor, every: int = 1) -> Tensor:
+    """(B, C, h, w) -> (B * h * w, C): each pixel is an example, channels are its features.
+
+    Asks: do two layers code the same local content? n is large, so bias is small; but neighbouring pixels are alike,
+    so intervals are taken over pictures. `every` = 2 keeps every second row and column: a quarter of the time.
+    """
+    _check_maps(feats)
+    return feats[..., ::every, ::every].permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def pictures_as_examples(feats: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C * h * w): each picture is an example, its whole map one long vector of features.
+
+    Asks: do two layers find the same pictures alike? n is small and features are many: mind the bias. Pictures need
+    one size.
+    """
+    _check_maps(feats)
+    return feats.flatten(1)
+
+
+def pooled_as_examples(feats: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C): each picture is an example, described by the mean of each channel."""
+    _check_maps(feats)
+    return feats.mean(dim=(2, 3))
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pixels": pixels_as_examples,
+    "pictures": pictures_as_examples,
+    "pooled": pooled_as_examples,
+}
+
+
+def shuffled_pairs(pairs: Iterable[tuple[Feats, Feats]]) -> Iterator[tuple[Feats, Feats]]:
+    """Pair x of each picture with y of the picture before it, of the last one for the first: a null for pixels.
+
+    Feed the result to a second accumulator of `cka`. Only the content is swapped and pixels keep their place, so this
+    null holds what place and picture borders alone explain. Maps of two sizes are cropped at the right and at the
+    bottom. Holds the maps of two pictures.
+
+    Args:
+        pairs: per picture, the maps (B, C, h, w) of the two sides, or two dicts layer -> maps.
+
+    Raises:
+        ValueError: fewer than two pictures.
+    """
+    first_x = before = None
+    count = 0
+    for x, y in pairs:
+        x, y = _held(x), _held(y)
+        if before is None:
+            first_x = x
+        else:
+            yield _crop(x, before), _crop(before, x)
+        before, count = y, count + 1
+    if count < 2:
+        raise ValueError(f"got {count} pictures, expected 2 or more: a picture cannot be swapped with itself")
+    yield _crop(first_x, before), _crop(before, first_x)
+
+
+def _held(feats: Feats) -> Feats:
+    """A dict of its own, as the one of `capture` is refilled."""
+    return dict(feats) if isinstance(feats, Mapping) else feats
+
+
+def _crop(feats: Feats, other: Feats) -> Feats:
+    maps = [m for side in (feats, other) for m in (side.values() if isinstance(side, Mapping) else [side])]
+    height, width = (min(m.shape[axis] for m in maps) for axis in (-2, -1))
+    if isinstance(feats, Mapping):
+        return {name: m[..., :height, :width] for name, m in feats.items()}
+    return feats[..., :height, :width]
+
+
+def _check_maps(feats: Tensor) -> None:
+    if feats.ndim != 4:
+        raise ValueError(f"feature maps have shape {tuple(feats.shape)}, expected (B, C, h, w): no batch axis?")
 
 
 def _resolve(model: nn.Module, layers: list[str]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
@@ -102,14 +102,14 @@ def run_all(
     notebooks = list(notebooks)
     results = (results or runtime.results_dir()).resolve()
     profile = runtime.profile()
-    say(f"running {len(notebooks)} notebooks, profile {profile}, into {results}")
+    say(f"running {_count(notebooks, 'notebook')}, profile {profile}, into {results}")
     outcomes = []
     try:
         for number, path in enumerate(notebooks, 1):
             say(f"[{number}/{len(notebooks)}] {path.stem} ... ", end="", flush=True)
             outcome = run_notebook(path, results, timeout)
             outcomes.append(outcome)
-            figures = f"{outcome.figures} figure{'s' if outcome.figures != 1 else ''}"
+            figures = _count(range(outcome.figures), "figure")
             ending = f"FAILED in {outcome.failed_cell}: {outcome.error}" if outcome.error else figures
             say(f"{outcome.seconds:.0f} s, {ending}", flush=True)
     finally:  # after Ctrl-C too: what is done can be looked at
@@ -346,7 +346,7 @@ def write_index(results: Path) -> Path:
     failed = sum(bool(outcome.error) for outcome in outcomes)
     trouble = f"; {failed} of them failed" if failed else ""
     page = PAGE.substitute(
-        summary=f"{len(figures)} figures from {len(outcomes)} notebooks{trouble}.",
+        summary=f"{_count(figures, 'figure')} from {_count(outcomes, 'notebook')}{trouble}.",
         contents="".join(map(_entry, outcomes)),
         sections="\n".join(sections),
     )
@@ -392,6 +392,10 @@ def _figure(figure: dict[str, Any]) -> str:
         f"<figcaption>{caption}<br><small>{name}: {links}<br>{_text(made)}, {_text(packages)}; "
         f"numbers sha256 {_text(figure.get('data_sha256'))[:12]}</small></figcaption></figure>"
     )
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _text(value: object) -> str:

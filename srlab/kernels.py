@@ -341,8 +341,7 @@ def compare(
         method: see `resample`.
         draws: kernels drawn from each null.
         resamples: bootstrap resamples of the pictures; each fits the map between the encoders again.
-        level: of the intervals.
-        seed: of all draws.
+        level, seed: of the intervals, of all draws.
 
     Returns:
         Columns basis, part, value; low, high: interval over pictures (NaN for "same channel", which knows none; other
@@ -353,8 +352,11 @@ def compare(
     Raises:
         ValueError: kernels of unequal size, or features that do not match each other or their kernel.
     """
-    if phases_a.shape[1] != (width := feats_a[0].shape[0]):
-        raise ValueError(f"kernel A reads {phases_a.shape[1]} channels, feats_a has {width}: A and B swapped?")
+    if phases_a.shape[1] != feats_a[0].shape[0] or phases_a.shape[2:4] != phases_b.shape[2:4]:
+        raise ValueError(
+            f"kernels have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, feats_a {feats_a[0].shape[0]} "
+            f"channels: expected as many as kernel A reads and as many taps in both; were A and B swapped?"
+        )
     channel_map = align(assemble(phases_b), feats_a, feats_b).map
     scale = min(phases_a.shape[-1], phases_b.shape[-1])
     a, b = (_at(phases, scale, method) for phases in (phases_a, phases_b))
@@ -363,28 +365,28 @@ def compare(
     pictures = len(channel_map.moments)
     painted = painted_r2(phases_b, channel_map, feats_a, feats_b)
 
-    def statistics(kernel: Tensor) -> np.ndarray:
+    def measure(kernel: Tensor) -> np.ndarray:
         return _on_all_bases(a, kernel, channel_map.matrix, covariance)
 
-    values = statistics(b)  # (basis, part)
+    values = measure(b)  # (basis, part)
     generator = torch.Generator().manual_seed(seed)
     nulls = {
         "channels": lambda: shuffle_channels(b, generator),
         "sub-pixels": lambda: shuffle_sub_pixels(b, generator),
         "smooth": lambda: _smooth_like(b, phases_b.shape[-1], method, generator),
     }
-    drawn = {name: np.stack([statistics(draw()) for _ in range(draws)]) for name, draw in nulls.items()}
+    drawn = {name: np.stack([measure(draw()) for _ in range(draws)]) for name, draw in nulls.items()}
     drawn["sub-pixels"][..., PARTS.index("mean")] = math.nan
     choices = alignment.resampled_pictures(pictures, resamples, generator)
     refitted = [_on_all_bases(a, b, channel_map.refit(w), alignment.pooled_covariance(sums, w)) for w in choices]
-    controls = [statistics(_at(kernel, scale, method)) for kernel in untrained]
+    controls = [measure(_at(kernel, scale, method)) for kernel in untrained]
     largest = np.abs(controls).max(0) if controls else np.full_like(values, math.nan)
 
     rows = []
     for place in np.ndindex(values.shape):
         basis, part = BASES[place[0]], PARTS[place[1]]
-        row = {"basis": basis, "part": part, "value": values[place]}
-        row |= dict.fromkeys(("low", "high", "r2", "r2_painted"), math.nan)
+        row = {"basis": basis, "part": part, "value": values[place], "low": math.nan, "high": math.nan}
+        row |= {"r2": math.nan, "r2_painted": math.nan}
         if basis != "same channel":
             interval = bootstrap_interval(values[place], [each[place] for each in refitted], pictures, level)
             row |= {"low": interval.low, "high": interval.high, "r2": channel_map.r2, "r2_painted": painted[part]}

@@ -64,6 +64,7 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywi
         control.description = control.description or name.replace("_", " ")
         if hasattr(control.style, "description_width"):
             control.style.description_width = "initial"  # else long names are cut off
+        control.layout.width = control.layout.width or f"calc(18em + {len(control.description)}ch)"
     values = {name: control.value for name, control in controls.items()}
     _put(picture, _figure_html(draw(**values), _words(values, controls)))
     for control in controls.values():
@@ -79,7 +80,9 @@ def _put(output: ipywidgets.Output, page: str) -> None:
 
 
 def _words(values: Mapping[str, object], controls: Mapping[str, ipywidgets.Widget]) -> str:
-    return ", ".join(f"{controls[name].description.strip(' :')} {value!s:.40}" for name, value in values.items())
+    """The values of the controls, for readers who cannot see them."""
+    shown = {name: f"{value:g}" if isinstance(value, float) else f"{value!s:.40}" for name, value in values.items()}
+    return ", ".join(f"{controls[name].description.strip(' :')} {text}" for name, text in shown.items())
 
 
 def _figure_html(fig: Figure, words: str) -> str:
@@ -238,9 +241,10 @@ def _error_map(pixels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return colormaps[panels.SEQUENTIAL](difference * 255 / ERROR_RANGE)[..., :3]
 
 
+# data-lm-suppress-shortcuts on each thing that takes keys: else JupyterLab uses its arrow keys to fold headings
 _COMPARE = Template("""<div class="srlab-compare" style="--cut:50%;--zoom:1;--ratio:$ratio;max-width:${width}px">
 <style>
-.srlab-compare .frame { overflow: auto; max-height: 80vh; border: 1px solid #888; }
+.srlab-compare .frame { overflow: auto; aspect-ratio: var(--ratio); outline: 1px solid #888; }
 .srlab-compare .stack { position: relative; width: calc(var(--zoom) * 100%); aspect-ratio: var(--ratio); }
 .srlab-compare .stack img { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; margin: 0;
   image-rendering: pixelated; }
@@ -254,16 +258,17 @@ _COMPARE = Template("""<div class="srlab-compare" style="--cut:50%;--zoom:1;--ra
 .srlab-compare input[type=range] { width: 100%; margin: .2em 0; }
 </style>
 <div class="names"><span>&#9664; $first</span><span>$second &#9654;</span></div>
-<div class="frame" tabindex="0" role="group" aria-label="two pictures; scrolls when zoomed"><div class="stack">$views
+<div class="frame" tabindex="0" data-lm-suppress-shortcuts="true" role="group"
+ aria-label="two pictures; scrolls when zoomed"><div class="stack">$views
 <div class="line"></div></div></div>
 <label>border between the two (per cent of the width)
-<input type="range" min="0" max="100" value="50" step="1"
+<input type="range" min="0" max="100" value="50" step="1" data-lm-suppress-shortcuts="true"
  oninput="this.closest('.srlab-compare').style.setProperty('--cut', this.value + '%')"></label>
 <label>zoom (times)
-<input type="range" min="1" max="8" value="1" step="0.5"
+<input type="range" min="1" max="8" value="1" step="0.5" data-lm-suppress-shortcuts="true"
  oninput="this.closest('.srlab-compare').style.setProperty('--zoom', this.value)"></label>
 $toggle</div>""")
 
-_TOGGLE = Template("""<label><input type="checkbox"
+_TOGGLE = Template("""<label><input type="checkbox" data-lm-suppress-shortcuts="true"
  onchange="this.closest('.srlab-compare').classList.toggle('show-errors', this.checked)">
 show the errors: dark blue is right, yellow is wrong by $top grey levels or more</label>""")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,10 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
         (["evaluate", "bicubic", "--data", "set55"], "set5"),
         (["evaluate", "bicubic", "--output", "scores.txt"], ".csv"),
         (["evaluate", "bicubic", "--data", "{folder}", "{folder}"], "called alike"),
+        (["cka", "nowhere:model", "edsr-tiny-igconv", "--data", "{folder}"], "expected module:function"),
+        (["cka", "bicubic", "edsr-tiny-igconv", "--data", "{folder}"], "nn.Sequential"),
+        (["cka", *["edsr-tiny-igconv"] * 2, "--data", "{folder}", "--layers-a", "bodi.*"], "matches nothing"),
+        (["cka", "edsr-tiny-igconv"], "NAME"),
         (["fetch", "imdm-x2"], "did you mean imdn-x2"),
         (["models", "imdm-x2"], "imdn-x2"),
         (["train"], "expected one of smoke, demo"),
@@ -268,6 +273,35 @@ def test_one_name_serves_a_series_of_fixed_scale_weights(monkeypatch):
     cli._model("imdn-x4", 2)
     cli._loaded.cache_clear()
     assert asked == ["imdn-x2", "imdn-x3", "imdn-x4"]
+
+
+# cka
+
+
+def test_cka_puts_two_models_side_by_side_one_of_them_a_users_own(photos, tmp_path, monkeypatch, capsys):
+    code = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())\n"
+    (tmp_path / "users_own_net.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = ["cka", cli.DEFAULT_MODEL, "users_own_net:net", "--data", str(photos), "--scale-of-lr", "2"]
+    words += ["--layers-a", "encoder.body.*", "encoder", "--layers-b", "0", "1", "--output", str(tmp_path / "cka.csv")]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    for text in ("9 encoder", "columns: 1 0, 2 1", "A, the picture", "other pictures", "architectures differ"):
+        assert text in shown
+    table = pd.read_csv(tmp_path / "cka.csv")
+    assert (table["what"] == "layers").sum() == 9 * 2
+    assert "(too few pictures" in shown, "three pictures have no interval"
+
+
+@pytest.mark.parametrize(("reduction", "data", "scale"), [("pixels", "{photos}", "2"), ("pictures", "demo", "8")])
+def test_cka_of_a_model_with_itself_is_one_under_every_reduction(reduction, data, scale, photos, capsys):
+    words = ["cka", *[cli.DEFAULT_MODEL] * 2, "--layers-a", "encoder", "--layers-b", "encoder"]
+    where = ["--data", data.format(photos=photos), "--scale-of-lr", scale]
+    assert cli.main([*words, *where, "--reduction", reduction]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"A and B +1\.000", shown)
+    assert "class A" in shown
 
 
 # train

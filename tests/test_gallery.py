@@ -123,7 +123,7 @@ def test_the_index_names_titles_provenance_and_the_failure(ran):
         "Do lines rise?",
         "seed 2",
         "torch 2",
-        "1 figures from 3 notebooks; 1 of them failed",
+        "1 figure from 3 notebooks; 1 of them failed",
         "division by zero",
     ):
         assert fact in text
