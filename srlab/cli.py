@@ -148,7 +148,7 @@ def _train_options(parser: Parser) -> None:
 
     from srlab import train
 
-    parser.add_argument("recipe", nargs="?", help=f"the recipe to start from: {', '.join(train.RECIPES)}")
+    parser.add_argument("--recipe", metavar="NAME", help=f"the recipe to start from: {', '.join(train.RECIPES)}")
     parser.add_argument("--folder", type=Path, help="run folder; a run it holds is resumed. Default: runs/MODEL-seedN")
     parser.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder, as it was begun"
@@ -192,7 +192,9 @@ def _train(options: argparse.Namespace) -> int:
     elif name not in train.RECIPES:
         known = ", ".join(train.RECIPES)
         said = f"no recipe {name!r}" if name else "no recipe named"
-        raise ValueError(f"{said}: expected one of {known}, or --resume FOLDER (example: srlab train demo --steps 300)")
+        raise ValueError(
+            f"{said}: expected one of {known}, or --resume FOLDER (example: srlab train --recipe demo --steps 300)"
+        )
     else:
         recipe = dataclasses.replace(train.RECIPES[name], **values)
     for field, value in dataclasses.asdict(recipe).items():
@@ -421,7 +423,7 @@ COMMANDS = {
         "train a model; --help shows every field of a recipe",
         _train_options,
         _train,
-        "srlab train demo --steps 300",
+        "srlab train --recipe demo --steps 300",
     ),
     "evaluate": Command(
         "score models on sets of pictures",

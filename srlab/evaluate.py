@@ -184,10 +184,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     for (dataset, scale, model), group in rows.groupby(["dataset", "scale", "model"], sort=False):
         finite, exact = statistics.split_infinite(group["psnr_y"])
         enough = len(finite) >= 2  # an interval needs two pictures
-        psnr = statistics.bootstrap_mean(finite) if enough else f"{finite.mean() if len(finite) else math.inf:.2f}"
-        ssim = statistics.bootstrap_mean(group["ssim_y"]) if len(group) >= 2 else f"{group['ssim_y'].mean():.4f}"
+        psnr = statistics.bootstrap_mean(finite) if enough else (finite.mean() if len(finite) else math.inf)
+        ssim = statistics.bootstrap_mean(group["ssim_y"]) if len(group) >= 2 else group["ssim_y"].mean()
         line = {"set": dataset, "scale": f"x{scale}", "model": model, "pictures": len(group)}
-        lines.append(line | {"PSNR-Y dB [95 %]": str(psnr), "SSIM-Y [95 %]": str(ssim), "exact": len(exact)})
+        lines.append(line | {"PSNR-Y dB [95 %]": f"{psnr:.2f}", "SSIM-Y [95 %]": f"{ssim:.4f}", "exact": len(exact)})
     table = pd.DataFrame(lines)
     return table if table["exact"].any() else table.drop(columns="exact")
 

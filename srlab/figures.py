@@ -335,7 +335,7 @@ def draw_protocol_bars(table: pd.DataFrame, standard: str) -> Figure:
         change = table[column] - base
         ax.barh(range(len(table)), change, color=[COLOURS[int(value < 0)] for value in change], height=0.6)
         for y, (name, value) in enumerate(change.items()):
-            text = f"{base:.{digits}f}{unit}" if name == standard else f"{value:+.{digits}f}"
+            text = f"{base:.{digits}f}{unit}" if name == standard else f"{round(value, digits) + 0.0:+.{digits}f}"
             side, anchor = (-4, "right") if value < 0 else (4, "left")
             ax.annotate(text, (value, y), (side, 0), textcoords="offset points", va="center", ha=anchor, fontsize=9)
         reach = max(change.abs().max(), 10.0**-digits)

@@ -50,8 +50,11 @@ class Interval:
         return not self.low <= value <= self.high
 
     def __str__(self) -> str:
-        digits = _digits(self)
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self:.{_digits(self)}f}"
+
+    def __format__(self, spec: str) -> str:
+        """`f"{interval:.4f}"` writes the mean and both ends so; without a format, as many digits as mean something."""
+        return " ".join((f"{self.mean:{spec}}", f"[{self.low:{spec}}, {self.high:{spec}}]")) if spec else str(self)
 
 
 @dataclass(frozen=True)

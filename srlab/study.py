@@ -26,7 +26,7 @@ SERIES = {"smfanet-df2k": "smfanet-div2k", "smfanet-div2k": "smfanet-df2k", "smf
 SCALES = (2, 3, 4)
 FLOORS = ("untrained", "picture")
 INPUT, BLOCKS = "upsampler input", "mean over blocks"
-RECORD, LAYERS_RECORD = "cka_scales", "cka_layers"
+RECORDS = "cka_scales", "cka_layers", "cka_weights"
 RESAMPLES = 500
 PIXELS = {"pixels": features.pixels_as_examples}
 WHOLE = {name: reduction for name, reduction in features.REDUCTIONS.items() if name not in PIXELS}
@@ -41,6 +41,15 @@ class Tables(NamedTuple):
     "shuffled", "across", or a difference: "above the floor", "below the ceiling", whose `against` names the control."""
     layers: pd.DataFrame
     """A row per pair of layers of two scales: reduction, a, b, layer_a, layer_b, debiased, biased."""
+
+
+class Recorded(NamedTuple):
+    """The study of the published models: `Tables` with the columns data and series, and where the weights come from."""
+
+    rows: pd.DataFrame
+    layers: pd.DataFrame
+    weights: pd.DataFrame
+    """A row per pair of scales and per ceiling: series, a, b, the fields of `controls.WeightCosines`, kind."""
 
 
 def last_feature_table(
@@ -229,10 +238,24 @@ def _across_published(protocol: Protocol) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def recorded_scales() -> Tables:
+def published_weights() -> pd.DataFrame:
+    """`controls.weight_cosines` for every pair of scales of the published models, and for the pairs of the ceiling."""
+    rows = []
+    for series, other in SERIES.items():
+        pairs = [((series, a), (series, b)) for a, b in itertools.combinations(SCALES, 2)]
+        pairs += [((series, scale), (other, scale)) for scale in SCALES if other]
+        for (_, a), (name, b) in pairs:
+            found = controls.weight_cosines(weights.load(f"{series}-x{a}"), weights.load(f"{name}-x{b}"))
+            label = f"x{b}" if name == series else _other(f"x{b}")
+            rows.append({"series": series, "a": f"x{a}", "b": label, **vars(found), "kind": found.kind})
+    return pd.DataFrame(rows)
+
+
+def recorded_scales() -> Recorded:
     """The study of all published models as it ships with the project: needs neither weights nor pictures.
 
-    With `SRLAB_RECORD=1` it is made anew (about an hour on a laptop), which needs Set14, Urban100 and all weights.
+    With `SRLAB_RECORD=1` it is made anew (about an hour on a laptop), which needs Set14, Urban100 and all weights:
+    `SRLAB_RECORD=1 python -c "from srlab import study; study.recorded_scales()"`.
 
     Raises:
         RecordError: the record is of other weights, pictures or protocols than this project now has.
@@ -243,31 +266,30 @@ def recorded_scales() -> Tables:
         "protocols": {name: list(protocol) for name, protocol in PROTOCOLS.items()},
         "resamples": RESAMPLES,
     }
-    made: list[Tables] = []
+    made: list[Recorded] = []
 
     def compute(which: int) -> pd.DataFrame:
         if os.environ.get("SRLAB_RECORD", "") != "1":
             raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or of other weights, pictures or "
-                f"protocols: SRLAB_RECORD=1 and this function (or notebook 04) make it anew"
+                f"{runtime.repo_data('results', f'{RECORDS[which]}.csv')} is missing, or of other weights, pictures or "
+                f"protocols: with SRLAB_RECORD=1 study.recorded_scales() makes it anew"
             )
         if not made:
             made.append(_study_all())
         return made[0][which]
 
-    return Tables(
-        *(
-            runtime.recorded(name, lambda which=which: compute(which), settings=settings)
-            for which, name in enumerate((RECORD, LAYERS_RECORD))
-        )
-    )
+    tables = [
+        runtime.recorded(name, lambda which=which: compute(which), settings=settings)
+        for which, name in enumerate(RECORDS)
+    ]
+    return Recorded(*tables)
 
 
 def _pinned(dataset: str) -> str:
     return runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in fetch.read_registry(dataset)))[:12]
 
 
-def _study_all() -> Tables:
+def _study_all() -> Recorded:
     rows, layers = [], []
     for name, protocol in PROTOCOLS.items():
         for series in SERIES:
@@ -276,8 +298,10 @@ def _study_all() -> Tables:
             layers.append(tables.layers.assign(data=name, series=series))
         if not protocol.without_picture:
             rows.append(_across_published(protocol).assign(data=name))
-    tables = Tables(*(pd.concat(parts, ignore_index=True).round(4) for parts in (rows, layers)))
-    return Tables(*(table[["data", "series", *table.columns.drop(["data", "series"])]] for table in tables))
+    first = ["data", "series"]
+    joined = [pd.concat(parts, ignore_index=True) for parts in (rows, layers)]
+    joined = [table[[*first, *table.columns.drop(first)]] for table in joined]
+    return Recorded(*(table.round(4) for table in (*joined, published_weights())))
 
 
 # reading the tables

@@ -109,11 +109,11 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
         (["fetch", "imdm-x2"], "did you mean imdn-x2"),
         (["models", "imdm-x2"], "imdn-x2"),
         (["train"], "expected one of smoke, demo"),
-        (["train", "demmo"], "'demmo'"),
-        (["train", "smoke", "--step", "3"], "did you mean --steps?"),
-        (["train", "smoke", "--steps", "many"], "--steps"),
-        (["train", "smoke", "--steps", "0"], "steps is 0"),
-        (["train", "smoke", "--resume", "x"], "leave out"),
+        (["train", "--recipe", "demmo"], "'demmo'"),
+        (["train", "--recipe", "smoke", "--step", "3"], "did you mean --steps?"),
+        (["train", "--recipe", "smoke", "--steps", "many"], "--steps"),
+        (["train", "--recipe", "smoke", "--steps", "0"], "steps is 0"),
+        (["train", "--recipe", "smoke", "--resume", "x"], "leave out"),
         (["train", "--resume", "nowhere"], "nowhere"),
         (["figures", "77"], "no notebook"),
     ],
@@ -310,7 +310,7 @@ def test_cka_of_a_model_with_itself_is_one_under_every_reduction(reduction, data
 def test_train_stops_resumes_and_leaves_weights_that_upscale_reads(photos, tmp_path, capsys):
     folder = tmp_path / "run"
     # fmt: off
-    words = ["train", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3", "--patch", "8",
+    words = ["train", "--recipe", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3", "--patch", "8",
              "--scales", "2", "--micro-batches", "1", "--final-learning-rate", "1e-4", "--log-every", "1"]
     # fmt: on
     assert cli.main([*words, "--stop-after", "2"]) == 0

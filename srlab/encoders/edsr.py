@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps height and width: (B, channels_in, h, w) -> (B, channels_out, h, w)."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1)
 
 

@@ -384,5 +384,6 @@ def _fold_output_colour(state: State, upsampler: str) -> list[float]:
 
 
 def some(names: Any) -> str:
+    """The first few names, quoted, for a message."""
     names = list(names)
     return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
