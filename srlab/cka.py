@@ -15,6 +15,7 @@ example i in x and in y,  n (n - 3) HSIC_1 = |x'y|^2 - n / (n - 2) sum k_i l_i +
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +28,7 @@ from torch import Tensor
 _FEWEST = 4  # HSIC_1 divides by n - 3
 _CHUNK = 4096  # examples per matrix product: a chunk of some hundred features stays in the cache
 _LARGE_CHUNK = 65536  # the same on a GPU, and features per product when a Gram matrix is made
-_EXACT = 2**28  # a batch that costs fewer multiply-adds than this is multiplied in float64: about 10 ms
+_EXACT = 2**28  # the first so many multiply-adds are done in float64, whatever the batches: about 10 ms in all
 _WIDE = 128  # stacked features from which on oneDNN pays
 _RESAMPLED = 2**23  # numbers held at once while resampling
 
@@ -57,8 +58,8 @@ class CKAMatrix:
     """Linear CKA of every layer of one model with every layer of another, in one pass over the pictures.
 
     Holds sums only: for layers of p and q features (p + 2)(q + 2) numbers a pair, in float64. Features are measured
-    from the first chunk's mean and in units of its spread, which CKA does not see and float32 products need: large
-    means cost no digits. Small batches and float64 features are multiplied in float64.
+    from an origin and in a unit taken from the first of them, which CKA does not see and float32 products need: large
+    means cost no digits. The first examples, and float64 features, are multiplied in float64.
 
     Args:
         names_x, names_y: layers, in the order of the matrix' rows and columns; `update` picks them from its dicts.
@@ -87,7 +88,7 @@ class CKAMatrix:
         before = [side.widths for side in sides]
         if widths != before:
             raise ValueError(f"layers have {widths} features, expected {before} as before: maps of another size?")
-        sums = _sums(sides, batch)
+        sums = _sums(sides, batch, self.n)
         if not all(part.isfinite().all() for part in sums):
             _check_finite(named)
             raise ValueError("sums overflow, expected values within 1e8 times the first batch's spread: did it vary?")
@@ -102,11 +103,11 @@ class CKAMatrix:
         _check_enough(self.n)
         own = iter(self._total[1:])
         for side, names in zip(self._sides, (self.names_x, self.names_y), strict=True):
-            for name, origin, unit in zip(names, side.origins, side.units, strict=True):
+            for name, origin, factor in zip(names, side.origins, side.factors, strict=True):
                 sums = next(own) / self.n
                 mean, length = sums[:-2, -1], float(sums[-2, -1])
-                variance = (length - float(mean.square().sum())) * unit**2
-                _check_varies(name, variance, float((origin + unit * mean).square().sum()))
+                variance = length - float(mean.square().sum())
+                _check_varies(name, variance, float((factor * origin + mean).square().sum()))
         return self._similarity(self._total, debiased)
 
     def half_samples(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> Tensor:
@@ -159,13 +160,13 @@ class CKA:
 
 
 class _Side:
-    """The layers on one side, stacked: a layer of p features has p + 2 rows, its features, their sum of squares, a one.
+    """The layers on one side, stacked: of a layer of p features p + 2 rows, its features, their sum of squares, a one.
 
     One matrix product of such rows gives all that both forms of HSIC need, for every pair of layers.
     """
 
-    def __init__(self, widths: list[int], origins: Sequence[Tensor] = (), units: Sequence[float] = ()):
-        self.widths, self.origins, self.units = widths, origins, units
+    def __init__(self, widths: list[int], origins: Sequence[Tensor] = (), factors: Sequence[float] = ()):
+        self.widths, self.origins, self.factors = widths, origins, factors
         ends = torch.tensor(widths).add(2).cumsum(0)
         self.height = int(ends[-1])
         self.spans = [slice(end - width - 2, end) for end, width in zip(ends.tolist(), widths, strict=True)]
@@ -177,25 +178,28 @@ class _Side:
 
     @classmethod
     def about(cls, rows: list[Tensor]) -> _Side:
-        """Measure from the mean of the first rows, in units of their spread, both exact in float32."""
-        origins, units = [], []
+        """Measure from a value that many rows share, such as the zero of a ReLU, or else from the mean, in spreads.
+
+        A shared value off the origin has products that round the same way each time: the errors of float32 add up.
+        """
+        origins, factors = [], []
         for features in rows:
             first = _double(features[:_CHUNK]).cpu()
-            origins.append(first.mean(0).float())
+            shared, mean = first[:1024].mode(dim=0).values, first.mean(0)
+            often = (first == shared).double().mean(0) > 0.01
+            origins.append(torch.where(often, shared, mean).float())
             spread = float((first - origins[-1]).square().mean().sqrt())
-            units.append(2.0 ** min(max(round(math.log2(spread)), -100), 100) if 0 < spread < math.inf else 1.0)
-        return cls([features.shape[1] for features in rows], origins, units)
+            factors.append(float(np.float32(1 / spread if 1e-30 < spread < 1e30 else 1)))
+        return cls([features.shape[1] for features in rows], origins, factors)
 
     def stack(self, rows: list[Tensor], dtype: torch.dtype, by_example: bool) -> Tensor:
         """Features of each layer, (c, p) -> one block, (height, c); in memory one example after the other, or not."""
         sizes = (len(rows[0]), self.height) if by_example else (self.height, len(rows[0]))
         block = torch.empty(sizes, dtype=dtype, device=rows[0].device)
         block = block.T if by_example else block
-        for features, span, origin, unit in zip(rows, self.spans, self.origins, self.units, strict=True):
+        for features, span, origin, factor in zip(rows, self.spans, self.origins, self.factors, strict=True):
             values, squares, ones = block[span].split([features.shape[1], 1, 1])
-            torch.sub(features.T, origin.to(block)[:, None], out=values)
-            if unit != 1:
-                values.mul_(1 / unit)
+            torch.sub(features.T, origin.to(block)[:, None], out=values).mul_(factor)
             torch.sum(values.square(), dim=0, keepdim=True, out=squares)
             ones.fill_(1)
         return block
@@ -210,20 +214,21 @@ class _Side:
         return mapping
 
 
-def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]]) -> list[Tensor]:
+def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]], seen: int) -> list[Tensor]:
     """Products of the stacked rows of a batch in float64: all of x with all of y, then every layer with itself."""
     left, right = sides
     every = [features.detach() for rows in batch for features in rows]
+    n, on_cpu = len(every[0]), every[0].device.type == "cpu"
     cost = left.height * right.height + sum(alone.height**2 for alone in left.alone + right.alone)
-    exact = len(every[0]) * cost < _EXACT or any(features.dtype == torch.float64 for features in every)
-    dtype = torch.float64 if exact else torch.float32
-    on_cpu = every[0].device.type == "cpu"
-    # oneDNN is twice as fast as torch.mm (MKL) on AMD, with a digit less, and wants each feature in one piece.
-    onednn = on_cpu and not exact and torch.backends.mkldnn.is_available() and min(left.height, right.height) >= _WIDE
-    by_example = not onednn and every[0].stride(1) == 1
+    exact = n if any(features.dtype == torch.float64 for features in every) else min(n, max(0, _EXACT // cost - seen))
+    # oneDNN is twice as fast as torch.mm (MKL) on AMD, with half a digit less, and wants each feature in one piece.
+    wide = on_cpu and torch.backends.mkldnn.is_available() and min(left.height, right.height) >= _WIDE
+    chunk = _CHUNK if on_cpu else _LARGE_CHUNK
     total: list[Tensor] = []
-    for part in zip(*(features.split(_CHUNK if on_cpu else _LARGE_CHUNK) for features in every), strict=True):
-        rows = [_double(features) for features in part] if exact else list(part)
+    for start, stop in itertools.pairwise([*range(0, exact, chunk), *range(exact, n, chunk), n]):
+        rows = [_double(features[start:stop]) if start < exact else features[start:stop] for features in every]
+        dtype, onednn = (torch.float64, False) if start < exact else (torch.float32, wide)
+        by_example = not onednn and rows[0].stride(1) == 1
         x = left.stack(rows[: len(left.widths)], dtype, by_example)
         y = right.stack(rows[len(left.widths) :], dtype, by_example)
         pairs = [(x, y), *((x[span],) * 2 for span in left.spans), *((y[span],) * 2 for span in right.spans)]
@@ -312,8 +317,7 @@ def _centred(grams: Tensor, debiased: bool) -> Tensor:
 
 
 def half_sample_interval(estimate: Tensor, draws: Tensor, n: int, level: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Interval (low, high) around a similarity of n pictures (`estimate`, any shape), from its values in random halves
-    of them (`draws`, (n_resamples, *shape), as from `CKAMatrix.half_samples`).
+    """Interval (low, high) around `estimate` (any shape), from `draws` of it in random halves of its n pictures.
 
     Half-sampling is the bootstrap without replacement: values in random halves scatter around the full sample's as
     that does around the truth (Shao & Wu 1989). With replacement it fails: a picture drawn twice is a pair of perfectly
@@ -339,8 +343,7 @@ def bootstrap_grams(
     grams_x: Tensor, grams_y: Tensor, n_resamples: int = 1000, seed: int = 0, debiased: bool = False
 ) -> tuple[Tensor, Tensor]:
     """95 % interval (low, high) of `cka_from_grams` over examples (pictures); see `half_sample_interval`."""
-    n = grams_x.shape[-1]
-    draws = []
+    n, draws = grams_x.shape[-1], []
     for half in _halves(n, n_resamples, seed):
         rows, columns = half.nonzero(), half.nonzero().T
         draws.append(cka_from_grams(grams_x[..., rows, columns], grams_y[..., rows, columns], debiased))
@@ -400,10 +403,7 @@ def _mean_correlation(x: Tensor, y: Tensor, keep: float) -> float:
     a, b = _coordinates(x, keep), _coordinates(y, keep)
     rank = max(a.shape[1], b.shape[1])
     if rank >= len(a) - 1:
-        raise ValueError(
-            f"got {rank} directions from {len(a)} examples, expected n > {rank + 1}, or all correlations are 1: were "
-            f"pixels or pooled maps meant as examples, or `svcca` with a smaller `keep`?"
-        )
+        raise ValueError(f"got {rank} directions from {len(a)} examples, expected < n - 1: pixels or `svcca` meant?")
     correlations = torch.linalg.svdvals(torch.linalg.qr(a).Q.T @ torch.linalg.qr(b).Q)
     return float(correlations.clamp(max=1).mean())
 

@@ -329,12 +329,12 @@ def _cka_options(parser: Parser) -> None:
 
 
 def _cka(options: argparse.Namespace) -> int:
-    from srlab import compare, features, study
+    from srlab import compare, features, sidebyside
 
     pair = [_model(name, options.scale_of_lr) for name in options.models]
-    pictures = compare.lr_pictures(options.data, options.scale_of_lr)
+    pictures = [lr.to(runtime.pick_device()) for lr in compare.lr_pictures(options.data, options.scale_of_lr)]
     how = options.layers_a, options.layers_b, features.REDUCTIONS[options.reduction]
-    found = study.report(*pair, pictures, *how, progress=True)
+    found = sidebyside.put_side_by_side(*pair, pictures, *how, progress=True)
     print(*found.lines(), sep="\n")
     if options.output:
         runtime.atomic_write(options.output, lambda draft: found.table().to_csv(draft, index=False))

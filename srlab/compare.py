@@ -2,7 +2,7 @@
 
 Takes models (ours, published ones, any `nn.Module`) and LR pictures; gives `Comparison`s, the CKA of pairs of layers
 with intervals over pictures. Anything that reads a picture into layers is compared as a model is: the `controls` too.
-The study of published models (`study`) and `srlab cka` stand on it.
+The study of published models (`cka_study`) and `srlab cka` stand on it.
 
 Many examples a picture (pixels) are summed up while pictures pass by; one example a picture goes through Gram matrices.
 """
@@ -81,6 +81,8 @@ def layers_of(model: nn.Module) -> list[str]:
 class Reader:
     """Reads some layers of a model, picture by picture, without gradients; the model is put into evaluation mode.
 
+    The model computes on its own device; features come back to the picture's, where they are compared.
+
     Args:
         model: any module that takes (1, 3, h, w). Of an `SRModel` only the encoder runs, unless a layer lies behind it.
         layers: names or patterns as `features.capture` takes them; default `layers_of(model)`.
@@ -91,8 +93,8 @@ class Reader:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The layers' names, in order; found out by reading a small picture."""
-        return tuple(self(torch.zeros(1, 3, 24, 24)))
+        """The layers' names, in order; found out by reading a small grey picture."""
+        return tuple(self(torch.full((1, 3, 64, 64), 0.5)))
 
     def __call__(self, lr: Tensor) -> dict[str, Tensor]:
         place = next((parameter.device for parameter in self.model.parameters()), lr.device)
@@ -104,7 +106,7 @@ class Reader:
                 self.model(lr.to(place), self.model.scales[0])
             else:
                 self.model(lr.to(place))
-        return dict(captured)
+        return {name: maps.to(lr.device) for name, maps in captured.items()}
 
 
 def own_model(reference: str) -> nn.Module:

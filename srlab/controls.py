@@ -25,6 +25,12 @@ PICTURE = "picture"
 PATCH = 5  # side of the neighbourhood that stands for "the picture" in `TakenOut`
 MADE_FROM = 0.5  # cosine from which on weights share more than what sets them apart, see `weight_cosines`
 
+KINDS = {
+    "A": "one was made from the other",
+    "B": "a shared start, trained apart",
+    "C": "nothing shared",
+}
+
 Read = Callable[[Tensor], dict[str, Tensor]]
 """LR picture (1, 3, h, w) in [0, 1] -> layer -> features (1, C, h, w)"""
 
@@ -54,12 +60,12 @@ class TakenOut:
             within = within + patches.mT @ patches
             for layer, maps in self._maps(lr).items():
                 across[layer] = across[layer] + patches.mT @ features.pixels_as_examples(maps).double()
-        ridge = 1e-9 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+        ridge = 1e-9 * within.diagonal().mean() * torch.eye(len(within)).to(within)
         self.filters = {layer: torch.linalg.solve(within + ridge, across[layer]) for layer in self.layers}
 
     def _maps(self, lr: Tensor) -> dict[str, Tensor]:
         read = self.read(lr)
-        return {layer: read[layer].cpu() for layer in self.layers}
+        return {layer: read[layer] for layer in self.layers}
 
     def __call__(self, lr: Tensor) -> dict[str, Tensor]:
         left = {}
@@ -124,7 +130,7 @@ class WeightCosines:
 
     @property
     def kind(self) -> str:
-        """A, B or C as in `weights.PROVENANCE`.
+        """A, B or C, as in `KINDS` and `weights.PROVENANCE`.
 
         A: the hidden layers share more than what sets them apart (median from `MADE_FROM` on): one was made from the
         other. C: neither the hidden layers nor the first one are more alike than in random order. B: in between, a

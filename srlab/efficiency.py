@@ -15,6 +15,7 @@ import ctypes
 import gc
 import math
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,10 +187,11 @@ def _wait_for_gpu() -> None:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device | str | None = None) -> float:
-    """Bytes by which memory grows at most during one call, after a first call that is not counted.
+    """Bytes by which memory grows at most during a call, after a first call that is not counted.
 
     On CUDA: bytes of tensors. On a CPU: the process's resident memory, which includes what the convolution library sets
-    aside for itself, and other threads of the process; known on Linux only, elsewhere NaN.
+    aside for itself, and other threads of the process; the middle of three calls, since the system may page programs
+    out and in meanwhile. Known on Linux only, elsewhere NaN.
 
     Args:
         call: function without arguments.
@@ -205,7 +207,13 @@ def peak_memory(call: Callable[[], object], device: torch.device | str | None = 
         call()
         torch.cuda.synchronize(device)
         return float(torch.cuda.max_memory_allocated(device) - before)
-    if device.type != "cpu" or not _restart_peak():
+    if device.type != "cpu":
+        return math.nan
+    return statistics.median(_resident_growth(call) for _ in range(3))
+
+
+def _resident_growth(call: Callable[[], object]) -> float:
+    if not _restart_peak():
         return math.nan
     before = _resident("VmRSS")
     call()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
 
-CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640, see the class
+CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640; 8 rows took 1.2 times as long
 GPU_STRIP = 131_072  # a GPU needs more at once to be busy
 
 
@@ -366,8 +366,8 @@ class IGConvPlus(WithSkip):
 class StoredIGConvPlus(nn.Module):
     """IGConv+ for one scale: both kernels in one filter bank, applied to strips of rows.
 
-    Values and gradients are those of `IGConvPlus`. A whole picture's 15 maps per HR pixel would be written to memory and
-    read back several times; those of a strip stay in the processor's cache, and only the picture itself is kept.
+    Values and gradients are those of `IGConvPlus`. For a whole picture 15 maps per HR pixel would be held in memory,
+    several times over; here those of one strip are, beside the picture itself.
 
     Args:
         weight: filter bank (15 * scale**2, C, k, k): IGConv's 3 * scale**2 filters, then IGSample's 12 * scale**2.

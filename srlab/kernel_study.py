@@ -25,7 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from srlab import compare, controls, fetch, kernels, runtime, weights
+from srlab import controls, datasets, fetch, images, kernels, runtime, weights
+from srlab.imagesets import ImageSet
 from srlab.models import SRModel
 from srlab.upsamplers import SPConv
 
@@ -36,7 +37,7 @@ TWINS = ("smfanet-df2k", "smfanet-div2k")
 """The same architecture trained on two sets of data: gives the ceiling."""
 ARCHITECTURES = ("smfanet-df2k", "bsrn", "imdn")
 RECORD = "kernels_scales"
-SCALES_APART, CEILING, ARCHITECTURE, ONE_FUNCTION = "scales", "other training", "other architecture", "one function"
+SCALES_APART, CEILING, ARCHITECTURE = "scales", "other training", "other architecture"
 NULLS = ("channels", "sub-pixels", "smooth")
 SIGNIFICANT = 0.01
 """Largest p-value at which a correlation counts as above its nulls; 499 draws allow 0.002."""
@@ -56,6 +57,8 @@ class Protocol(NamedTuple):
     """of the pictures, for intervals"""
     untrained: int = 10
     """kernels of freshly initialised models"""
+    shifts: int = 5
+    """maps fitted to features of the wrong pictures"""
 
 
 PROTOCOL = Protocol()
@@ -68,19 +71,34 @@ class Member:
     phases: Tensor
     """phase images (3, C, k, k, r, r)"""
     feats: Sequence[Tensor]
-    """one (C, h, w) per picture"""
+    """one (C, h, w) per picture, all of one size"""
     untrained: Sequence[Tensor] = ()
     """phase images of the same upsampler before training"""
 
 
-def middles(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
-    """The square of `side` pixels in the middle of each picture (1, 3, h, w); smaller pictures are left out."""
-    cut = []
-    for picture in pictures:
-        top, left = ((length - side) // 2 for length in picture.shape[-2:])
+def middles(pictures: ImageSet, scale: int, count: int, side: int) -> list[Tensor]:
+    """The square in the middle of the first LR pictures of a set, float (1, 3, side, side) in [0, 1].
+
+    Args:
+        pictures: the set.
+        scale: its LR pictures are those of this scale.
+        count: how many to take; those smaller than the square are passed over.
+        side: of the square, LR pixels.
+
+    Raises:
+        ValueError: the set has fewer pictures that are large enough.
+    """
+    cut: list[Tensor] = []
+    for index in range(len(pictures)):
+        lr = pictures.pair(index, scale)[0]
+        top, left = ((length - side) // 2 for length in lr.shape[-2:])
         if min(top, left) >= 0:
-            cut.append(picture[..., top : top + side, left : left + side])
-    return cut
+            cut.append(images.to_float(lr[None, :, top : top + side, left : left + side]))
+        if len(cut) == count:
+            return cut
+    raise ValueError(
+        f"{pictures.name} has {len(cut)} LR pictures of at least {side} x {side} pixels at x{scale}, expected {count}"
+    )
 
 
 def kernel_of(model: SRModel, scale: int) -> Tensor:
@@ -120,8 +138,13 @@ def at_grid(member: Member, grid: int) -> Member:
 
 
 def compare_members(a: Member, b: Member, protocol: Protocol = PROTOCOL, seed: int = 0) -> pd.DataFrame:
-    """`kernels.compare` of two members, B carried into A's channels; untrained kernels take B's place as a null."""
-    return kernels.compare(
+    """`kernels.compare` of two members, B carried into A's channels, with one null more.
+
+    Untrained kernels take B's place as a null. Column null_pictures, for "aligned": the largest |correlation| when the
+    map was fitted with every picture of B one place, two, ... further in the list. Such a map knows the spread of the
+    features and the borders of pictures, but nothing of what both encoders make of one picture.
+    """
+    table = kernels.compare(
         a.phases,
         b.phases,
         a.feats,
@@ -131,6 +154,19 @@ def compare_members(a: Member, b: Member, protocol: Protocol = PROTOCOL, seed: i
         resamples=protocol.resamples,
         seed=seed,
     )
+    largest = wrong_pictures(a, b, protocol.shifts)
+    return table.assign(null_pictures=table.part.map(largest).where(table.basis == "aligned"))
+
+
+def wrong_pictures(a: Member, b: Member, shifts: int) -> dict[str, float]:
+    """The largest |aligned correlation| of each of `kernels.PARTS` over maps fitted to the wrong pictures."""
+    largest = dict.fromkeys(kernels.PARTS, 0.0 if shifts else math.nan)
+    for shift in range(1, min(shifts, len(b.feats) - 1) + 1):
+        moved = [b.feats[(i + shift) % len(b.feats)] for i in range(len(b.feats))]
+        carried = kernels.align(kernels.assemble(b.phases.double()), a.feats, moved).weight
+        found = kernels.correlate(a.phases, kernels.phase_images(carried, b.phases.shape[-1]))
+        largest = {part: max(value, abs(getattr(found, part))) for part, value in largest.items()}
+    return largest
 
 
 def compare_scales(family: Mapping[int, Member], protocol: Protocol = PROTOCOL, seed: int = 0) -> pd.DataFrame:
@@ -174,8 +210,8 @@ def _labelled(table: pd.DataFrame, **labels: object) -> pd.DataFrame:
 
 
 def pictures_of(protocol: Protocol = PROTOCOL) -> list[Tensor]:
-    """The LR pictures of a protocol, (1, 3, side, side) each, in the order of the set."""
-    return middles(compare.lr_pictures(protocol.data, protocol.scale), protocol.side)[: protocol.pictures]
+    """The LR pictures of a protocol, see `middles`; fetches them."""
+    return middles(datasets.load(protocol.data), protocol.scale, protocol.pictures, protocol.side)
 
 
 def plan() -> list[tuple[str, str, str]]:
@@ -231,7 +267,7 @@ def _about(control: str, series: str, model_a: SRModel, model_b: SRModel) -> dic
 def recorded_kernels() -> pd.DataFrame:
     """The study of the published models as it ships with the project: needs neither weights nor pictures.
 
-    With `SRLAB_RECORD=1` it is made anew (about half an hour on a laptop), which needs B100 and all weights.
+    With `SRLAB_RECORD=1` it is made anew (about five minutes on a laptop), which needs B100 and all weights.
 
     Raises:
         RecordError: the record is of other weights, pictures or settings than this project now has.
@@ -256,19 +292,29 @@ def recorded_kernels() -> pd.DataFrame:
     return runtime.recorded(RECORD, compute, settings=settings)
 
 
+def families_here() -> list[str]:
+    """Which of `SERIES` have all their files on this machine; nothing is fetched."""
+    return [s for s in SERIES if all(weights.card(f"{s}-x{scale}").is_here for scale in SCALES)]
+
+
+def read_family(series: str, pictures: Sequence[Tensor]) -> dict[int, Member]:
+    """Scale -> member of one of `SERIES` (fetched if it is not here), or of one IGConv model that serves all scales."""
+    published = series in SERIES
+    models = {scale: weights.load(f"{series}-x{scale}" if published else series) for scale in SCALES}
+    return {scale: read(model, scale, pictures) for scale, model in models.items()}
+
+
 # reading the table
 
 
 def largest_null(row: pd.Series) -> float:
-    """Below this value lie 95 % of every null's draws and all untrained kernels."""
-    values = [row[f"null_{name}"] for name in (*NULLS, "untrained")]
-    return max(value for value in values if value == value)
+    """Below this value lie 95 % of every null's draws, all untrained kernels and all maps fitted to wrong pictures."""
+    return max(value for name in (*NULLS, "untrained", "pictures") if (value := row[f"null_{name}"]) == value)
 
 
 def largest_p(row: pd.Series) -> float:
     """The p-value against the null that comes nearest; nulls that change nothing are left out."""
-    values = [row[f"p_{name}"] for name in NULLS]
-    return max(value for value in values if value == value)
+    return max(value for name in NULLS if (value := row[f"p_{name}"]) == value)
 
 
 def above_nulls(row: pd.Series) -> bool:
@@ -333,6 +379,29 @@ def _counted(rows: pd.DataFrame) -> str:
     return f"{rows.value.min():.2f} to {rows.value.max():.2f}, above every null in {above} of {len(rows)} pairs"
 
 
+def chart(table: pd.DataFrame, part: str = "varying") -> pd.DataFrame:
+    """What `figures.draw_intervals` draws of the pairs of scales: name, group, mean, low, high.
+
+    Same-channel numbers have no interval: no pictures are behind them. Nulls are drawn as the point below which 95 %
+    of their draws lie, ceilings as the mean of both scales' ceilings.
+    """
+    lines = []
+    rows = table[(table.control == SCALES_APART) & (table.part == part)]
+    for _, row in rows[rows.basis != "functional"].iterrows():
+        name = f"{row.a} ({row.provenance})  x{row.scale_a}-x{row.scale_b}"
+        aligned = row.basis == "aligned"
+        ends = {"low": row.low, "high": row.high} if aligned else {"low": row.value, "high": row.value}
+        points = {"aligned" if aligned else "as stored": {"mean": row.value, **ends}}
+        if aligned:
+            points["null of aligned"] = dict.fromkeys(("mean", "low", "high"), largest_null(row))
+            top = ceiling(table, row.scale_a, row.scale_b, "aligned", part) if row.a in TWINS else math.nan
+            if top == top:
+                points["ceiling: other data"] = dict.fromkeys(("mean", "low", "high"), top)
+        lines += [{"name": name, "group": group, **point} for group, point in points.items()]
+    order = {group: i for i, group in enumerate(("aligned", "as stored", "null of aligned", "ceiling: other data"))}
+    return pd.DataFrame(lines).sort_values("group", key=lambda column: column.map(order), kind="stable")
+
+
 # kernels as pictures
 
 
@@ -356,19 +425,21 @@ class Microscope:
                 other = weight if scale == home else kernels.align(weight, member.feats, family[scale].feats).weight
                 self.carried[home][scale] = kernels.phase_images(other, scale)[0]
 
-    def rows(self, home: int, channel: int, tap: tuple[int, int] | None) -> dict[str, Tensor]:
+    def rows(self, home: int, channel: int, tap: tuple[int, int] | None, detail: bool = False) -> dict[str, Tensor]:
         """What `figures.draw_kernel_field` draws: scale -> (2, side, side), as stored and in the channels of `home`.
 
         Args:
             home: scale whose encoder's channels are looked at.
             channel: number of the channel.
             tap: row and column of a tap, or None for all taps: what one bright LR pixel of the channel paints.
+            detail: take off the average over the sub-pixels of each tap.
         """
         shown = {}
         for scale in self.stored:
             both = torch.stack([self.stored[scale][channel], self.carried[home][scale][channel]])
-            picture = kernels.paint(both[None])[0] if tap is None else both[:, *tap]
-            shown[f"x{scale}"] = picture
+            if detail:
+                both = both - both.mean((-2, -1), keepdim=True)
+            shown[f"x{scale}"] = kernels.paint(both[None])[0] if tap is None else both[:, *tap]
         return shown
 
     def strongest(self, home: int) -> list[int]:

@@ -104,10 +104,11 @@ def cut(pixels: np.ndarray, box: Box) -> np.ndarray:
 
 
 def mark(ax: Axes, pixels: np.ndarray, box: Box) -> None:
-    """Draw the frame of `box` on a picture; its pixels reach half a unit around their centres."""
+    """Draw the frame of `box` on a picture, rimmed so that it shows on any colour."""
     top, left, height, width = place(pixels, box)
-    frame = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=COLOURS[1], linewidth=1.6)
-    ax.add_patch(frame)
+    corner = (left - 0.5, top - 0.5)  # pixels reach half a unit around their centres
+    for colour, linewidth in (("white", 3.0), (COLOURS[1], 1.6)):
+        ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=linewidth))
 
 
 def panels(
