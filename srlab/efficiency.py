@@ -92,7 +92,7 @@ def report(model: SRModel, scale: int, size: tuple[int, int] = (360, 640), *, re
 
     with torch.no_grad():
         seconds = float(compare({"model": upscale}, repeats=repeats).seconds["model"])
-        peak = peak_memory(upscale)
+        peak = peak_memory(upscale, parameter.device)
     config = model.config or {}
     return Report(
         model=" + ".join(config[part] for part in ("encoder", "upsampler") if part in config),

@@ -15,6 +15,7 @@ All are upsamplers in the sense of `upsamplers.py`. Behaviour follows the offici
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -35,8 +36,8 @@ def grid_centres(scale: int, *, device=None, dtype=torch.float32) -> Tensor:
 def average_over_flips_and_rotations(kernel: Tensor) -> Tensor:
     """FGRep: mean of a kernel over the eight flips and rotations of its taps (paper's geometric re-parameterisation).
 
-    Convolution is linear in its kernel, so one convolution with the mean equals the mean of eight convolutions, in value
-    and in gradient. Every flip or rotation is a product of a transposition and two mirrorings, hence three halvings.
+    Convolution is linear in its kernel, so one convolution with the mean equals the mean of eight, in value and in
+    gradient. Every flip or rotation is a product of a transposition and two mirrorings, hence three halvings.
 
     Args:
         kernel: (..., k, k). Colours and sub-pixels are not permuted, only taps.
@@ -53,7 +54,8 @@ class ImplicitKernel(nn.Module):
     """Hyper-network: the kernel of a sub-pixel convolution as a function of the scale.
 
     For kernel element j (channel c, tap row p, tap column q) and sub-pixel (u, v) at (y, x) in [-1, 1]:
-    theta = fx[j] * x + fy[j] * y + phase(2 / min(scale, max_scale)), features = amplitude[j] * [cos(pi theta), sin(pi theta)],
+    theta = fx[j] * x + fy[j] * y + phase(2 / min(scale, max_scale)),
+    features = amplitude[j] * [cos(pi theta), sin(pi theta)],
     and an MLP shared by all elements maps the features to `maps` values (paper, section on IGConv; official code).
 
     Args:
@@ -84,8 +86,8 @@ class ImplicitKernel(nn.Module):
         super().__init__()
         if implicit_dim % (2 * groups) or maps % groups:
             raise ValueError(
-                f"implicit_dim is {implicit_dim} and maps is {maps}: expected multiples of {2 * groups} and {groups}, since "
-                f"half the features are cosines, half sines, shared out over {groups} group(s)"
+                f"implicit_dim is {implicit_dim} and maps is {maps}: expected multiples of {2 * groups} and {groups}, "
+                f"since half the features are cosines, half sines, shared out over {groups} group(s)"
             )
         self.channels, self.maps, self.kernel_size = channels, maps, kernel_size
         self.groups, self.fgrep, self.max_scale = groups, fgrep, max_scale
@@ -95,7 +97,7 @@ class ImplicitKernel(nn.Module):
         self.amplitude = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))  # (N, D)
         self.phase = nn.Conv2d(1, implicit_dim // 2, 1)
         widths = [implicit_dim] * (hidden_layers + 1)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1, groups=groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1, groups=groups) for a, b in itertools.pairwise(widths))
         self.layers.append(nn.Conv2d(implicit_dim, maps, 1, groups=groups, bias=last_bias))
         self._cache: dict[int, tuple[tuple, Tensor]] = {}
 
@@ -199,7 +201,7 @@ class IGConv(nn.Module):
 
     @torch.no_grad()
     def instantiate(self, scale: int) -> SPConv:
-        """The plain sub-pixel convolution that does the same at `scale`: 3 * scale**2 * C * k**2 parameters, no bias."""
+        """The plain sub-pixel convolution that does the same at `scale`: 3 * scale**2 * C * k**2 weights, no bias."""
         kernel = self.kernel(scale)
         conv = SPConv(self.hyper.channels, scale, bias=False, kernel_size=self.hyper.kernel_size).to(kernel)
         conv.weight.copy_(kernel)
@@ -212,8 +214,8 @@ class IGSample(nn.Module):
     A kernel of 12 maps gives, for each output pixel and colour, a shift (x, y) and its scope; the picture is read
     bilinearly at (own position + shift * sigmoid(scope) / 2), in LR pixels. Shifts of zero give bilinear upsampling.
 
-    The official initialisation is kept: its comment says that the colours start with equal shifts, but rows are laid out
-    axis first and repeated colour first, so that (x of red, x of blue, y of green) start equal and so do the others.
+    The official initialisation is kept: its comment says that the colours start with equal shifts, but rows are laid
+    out axis first and repeated colour first, so that (x of red, x of blue, y of green) start equal and so do the others.
 
     Args:
         channels: width C of the features.
@@ -336,7 +338,7 @@ class IGConvPlus(WithSkip):
 
     Args:
         channels: width C of the features.
-        kernel_size, implicit_dim, hidden_layers, max_scale: as in `ImplicitKernel`. IGSample has half the hidden layers.
+        kernel_size, implicit_dim, hidden_layers, max_scale: as in `ImplicitKernel`; IGSample has half the layers.
         fgrep: average the kernels; the paper's IGConv+ does.
     """
 

@@ -1,14 +1,14 @@
 """Training: one frozen `Recipe`, one visible loop (`fit`).
 
-Pictures come from `datasets.CropStore`, the model from `models.build`; weights, log and checkpoint go to one run folder:
+Pictures come from `datasets.CropStore`, the model from `models.build`; weights, log and checkpoint go to a folder:
 
     runs/NAME/recipe.json   what was asked for
              /log.csv       one row per `log_every` steps
              /last.ckpt     everything needed to go on; replaced as a whole, so a crash leaves the previous one
              /model.safetensors   the finished weights (EMA where the recipe has one)
 
-Each micro-batch draws its scale, crops and flips from a generator seeded by (seed, step, number of the micro-batch), so a run
-that was stopped, by Ctrl-C or by a power cut, goes on as if nothing had happened: on a CPU, bit for bit.
+Each micro-batch draws its scale, crops and flips from a generator seeded by (seed, step, its number), so a run that was
+stopped, by Ctrl-C or by a power cut, goes on as if nothing had happened: on a CPU, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import math
 import signal
@@ -133,13 +134,14 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     # seconds: shows that everything works
-    "smoke": Recipe("edsr-tiny", "igconv", data="demo", steps=20, micro_batch=2, micro_batches=2, patch=16, learning_rate=1e-3,
-                    final_learning_rate=1e-5, ema=0.9, log_every=5, save_every=20),
+    "smoke": Recipe("edsr-tiny", "igconv", data="demo", steps=20, micro_batch=2, micro_batches=2, patch=16,
+                    learning_rate=1e-3, final_learning_rate=1e-5, ema=0.9, log_every=5, save_every=20),
     # two minutes on two cores: a model that visibly beats bicubic
-    "demo": Recipe("edsr-tiny", "igconv", data="demo", steps=600, micro_batch=4, micro_batches=3, patch=32, learning_rate=2e-3,
-                   final_learning_rate=1e-5, warmup=50, ema=0.99, log_every=10, save_every=200),
+    "demo": Recipe("edsr-tiny", "igconv", data="demo", steps=600, micro_batch=4, micro_batches=3, patch=32,
+                   learning_rate=2e-3, final_learning_rate=1e-5, warmup=50, ema=0.99, log_every=10, save_every=200),
     # an hour or two on two cores: the model in data/weights
-    "edsr-tiny-igconv": Recipe("edsr-tiny", "igconv", steps=16_000, learning_rate=2e-3, final_learning_rate=1e-6, warmup=200),
+    "edsr-tiny-igconv": Recipe("edsr-tiny", "igconv", steps=16_000, learning_rate=2e-3, final_learning_rate=1e-6,
+                               warmup=200),
     # the paper's
     "edsr-igconv": Recipe(),
 }  # fmt: skip
@@ -253,8 +255,8 @@ class _Run:
                 parts[name] += share * value.item()
         if not math.isfinite(sum(parts.values())):
             raise TrainingError(
-                f"the loss is {sum(parts.values())} at step {self.step}: the weights have diverged, most often from a learning "
-                f"rate that is too high; {self.folder / 'last.ckpt'} holds the last good state"
+                f"the loss is {sum(parts.values())} at step {self.step}: the weights have diverged, most often from a "
+                f"learning rate that is too high; {self.folder / 'last.ckpt'} holds the last good state"
             )
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
         self.optimizer.step()
@@ -358,7 +360,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C (and a notebook's stop button) into a question the loop asks between steps; a second one stops at once."""
+    """Turn Ctrl-C (and a notebook's stop button) into a question asked between steps; a second one stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -381,7 +383,7 @@ def field_docs() -> dict[str, str]:
     """The sentence below each field of `Recipe`, for `srlab train --help`."""
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
     docs = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
             docs[typing.cast(ast.Name, field.target).id] = inspect.cleandoc(below.value.value).replace("\n", " ")
     return docs

@@ -2,8 +2,8 @@
 
 Every upsampler is an `nn.Module` with the same three members, so that any of them fits any encoder:
 
-* `forward(feats, scale, lr=None)`: feats (B, C, h, w) -> sr (B, 3, h * scale, w * scale). `lr` (B, 3, h, w) is the input
-  picture in the encoder's units; only upsamplers that look at the picture itself (skips, IGConv+) use it.
+* `forward(feats, scale, lr=None)`: feats (B, C, h, w) -> sr (B, 3, h * scale, w * scale). `lr` (B, 3, h, w) is the
+  input picture in the encoder's units; only upsamplers that look at the picture itself (skips, IGConv+) use it.
 * `scales`: the scales it can serve, or `None` when it serves every integer.
 * `instantiate(scale)`: a new upsampler for that one scale, with nothing in it that the scale does not need.
 
@@ -44,16 +44,16 @@ def checked_scale(scale: int, allowed: tuple[int, ...] | None = None) -> int:
         value = operator.index(scale)
     except TypeError:
         raise ScaleError(
-            f"scale is {scale!r}, expected a whole number such as 2, 3 or 4: pixel shuffle paints whole blocks of pixels, "
-            f"so for a fractional scale upscale by the next integer and shrink with srlab.resize.imresize"
+            f"scale is {scale!r}, expected a whole number such as 2, 3 or 4: pixel shuffle paints whole blocks of "
+            f"pixels, so for a fractional scale upscale by the next integer and shrink with srlab.resize.imresize"
         ) from None
     if value < 1:
         raise ScaleError(f"scale is {value}, expected at least 1; to shrink a picture use srlab.resize.imresize")
     if allowed is not None and value not in allowed:
         known = ", ".join(f"x{s}" for s in allowed)
         raise ScaleError(
-            f"scale x{value} was asked for, but this upsampler has weights for {known} only: a sub-pixel convolution is "
-            f"trained for one scale; a model with an IGConv upsampler can be asked for any integer"
+            f"scale x{value} was asked for, but this upsampler has weights for {known} only: a sub-pixel convolution "
+            f"is trained for one scale; a model with an IGConv upsampler can be asked for any integer"
         )
     return value
 

@@ -310,7 +310,8 @@ def test_cka_of_a_model_with_itself_is_one_under_every_reduction(reduction, data
 def test_train_stops_resumes_and_leaves_weights_that_upscale_reads(photos, tmp_path, capsys):
     folder = tmp_path / "run"
     # fmt: off
-    words = ["train", "--recipe", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3", "--patch", "8",
+    words = ["train", "--recipe", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3",
+             "--patch", "8",
              "--scales", "2", "--micro-batches", "1", "--final-learning-rate", "1e-4", "--log-every", "1"]
     # fmt: on
     assert cli.main([*words, "--stop-after", "2"]) == 0

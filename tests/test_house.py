@@ -27,7 +27,7 @@ FLOORS = [
     ("panels",),
     ("train",),
     ("evaluate",),
-    ("cka_study", "sidebyside"),
+    ("cka_study", "kernel_study", "sidebyside"),
     ("compare",),
     ("controls", "efficiency"),
     ("weights",),

@@ -13,7 +13,8 @@ import torch
 from srlab import datasets, images, train, weights
 from srlab.train import Recipe, TrainingError
 
-TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, micro_batch=1, micro_batches=3, patch=8, learning_rate=1e-3,
+TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, micro_batch=1, micro_batches=3, patch=8,
+              learning_rate=1e-3,
               warmup=2, final_learning_rate=1e-5, ema=0.5, log_every=2, save_every=3)  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_a_run_killed_without_warning_ends_bit_for_bit_as_the_undisturbed_one(
         loss, calls = losses.total_loss, [0]
         take_step = train._Run.take_step
         def doomed(run, store):
-            if run.step == {killed_in_step - 1}:  # in the middle of the step: gradients are there, weights not yet moved
+            if run.step == {killed_in_step - 1}:  # in the step: before the weights have moved
                 losses.total_loss = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
             take_step(run, store)
         train._Run.take_step = doomed
@@ -169,7 +170,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipe, undisturbed, tmp_path, m
 
 
 def test_another_recipe_does_not_go_on_with_this_run(recipe, undisturbed):
-    with pytest.raises(TrainingError, match="learning_rate: 0.001 there, 0.002 asked"):
+    with pytest.raises(TrainingError, match=r"learning_rate: 0\.001 there, 0\.002 asked"):
         train.fit(dataclasses.replace(recipe, learning_rate=0.002), undisturbed.folder)
     with pytest.raises(TrainingError, match="already holds a run"):
         train.fit(recipe, undisturbed.folder, resume=False)

@@ -6,5 +6,5 @@ One file per architecture. Each encoder is an `nn.Module` with
 * `channels`: the width C of the features;
 * `receptive_radius`: how many LR pixels away an input pixel can change a feature, or `None` when it looks globally.
 
-An encoder knows no scale and no upsampler. What used to be the last, scale-specific layer of a published model is left out.
+An encoder knows no scale and no upsampler. The last, scale-specific layer of a published model is left out.
 """
