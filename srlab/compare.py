@@ -181,27 +181,29 @@ class Comparison:
         low, high = cka.half_sample_interval(estimate, draws, self.pictures)
         return Interval(float(low), float(high), float(estimate), self.pictures, method="half-samples")
 
-    def minus(self, *others: Comparison, over: Callable[[Comparison], Sequence[tuple[str, str]]], debiased=True):
-        """How much larger the similarity is here than on average in `others`, on the same pictures, as `Interval`.
+    def minus(
+        self, *others: Comparison, over: Callable[[Comparison], Sequence[tuple[str, str]]], debiased: bool = True
+    ) -> Interval:
+        """How much larger the similarity is here than on average in `others`, on the same pictures.
+
+        The interval is taken on Fisher's z, as those of the similarities are (`cka.half_sample_interval`), and told in
+        units of CKA: this similarity stands, and the others move by what their difference is uncertain.
 
         Args:
             others: made with the same pictures and seed, so that their halves are the same ones.
             over: which cells of a comparison to take, such as `last_cell`.
         """
+        mine, theirs = self.mean(over(self), debiased).mean, [c.mean(over(c), debiased).mean for c in others]
+        gap = mine - sum(theirs) / len(theirs)
         if not self.draws:
-            gap = self.mean(over(self), debiased).mean
-            gap -= sum(other.mean(over(other), debiased).mean for other in others) / len(others)
             return Interval(math.nan, math.nan, gap, self.pictures, method="none: too few pictures")
-        mine, *theirs = (
-            (c.estimates[debiased][at].mean(), c.draws[debiased][:, at].mean(dim=1))
-            for c in (self, *others)
-            for at in [c._columns(over(c))]
-        )
-        estimate = float(mine[0] - torch.stack([value for value, _ in theirs]).mean())
-        scatter = (mine[1] - torch.stack([draws for _, draws in theirs]).mean(dim=0)).std()
+        own, *rest = (c.draws[debiased][:, c._columns(over(c))].mean(dim=1) for c in (self, *others))
+        scatter = float((_fisher(own) - _fisher(torch.stack(rest).mean(dim=0))).std())
         n, half = self.pictures, self.pictures // 2
-        reach = float(scatter) * math.sqrt(half / (n - half)) * float(stats.t.ppf(0.975, n - 1))
-        return Interval(estimate - reach, estimate + reach, estimate, n, method="half-samples")
+        reach = scatter * math.sqrt(half / (n - half)) * float(stats.t.ppf(0.975, n - 1))
+        other = math.atanh(min(max(mine - gap, -1 + 1e-12), 1 - 1e-12))
+        low, high = (mine - math.tanh(other - side * reach) for side in (-1, 1))
+        return Interval(low, high, gap, n, method="half-samples")
 
     def matrix(self, debiased: bool = True) -> pd.DataFrame:
         """Layers of the first model by layers of the second; NaN where nothing was computed."""
@@ -216,6 +218,10 @@ class Comparison:
         if unknown or not cells:
             raise ValueError(f"no cells {unknown} here, expected some of {self.cells}")
         return [self.cells.index(cell) for cell in cells]
+
+
+def _fisher(similarity: Tensor) -> Tensor:
+    return similarity.clamp(-1 + 1e-12, 1 - 1e-12).atanh()
 
 
 def last_cell(comparison: Comparison) -> list[tuple[str, str]]:

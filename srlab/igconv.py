@@ -215,7 +215,7 @@ class IGSample(nn.Module):
     bilinearly at (own position + shift * sigmoid(scope) / 2), in LR pixels. Shifts of zero give bilinear upsampling.
 
     The official initialisation is kept: its comment says that the colours start with equal shifts, but rows are laid
-    out axis first and repeated colour first, so that (x of red, x of blue, y of green) start equal and so do the others.
+    out axis first and repeated colour first: (x of red, x of blue, y of green) start equal, and so do the others.
 
     Args:
         channels: width C of the features.

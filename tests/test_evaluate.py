@@ -269,6 +269,15 @@ def test_a_record_of_other_weights_is_refused_with_the_command_that_helps(worksh
         evaluate.recorded_benchmarks()
 
 
+@pytest.mark.benchmark_data("set5", "imdn-x4")
+def test_imdn_s_printed_scores_are_of_unrounded_luma_though_its_test_script_rounds():
+    pictures, model = datasets.load("set5"), weights.load("imdn-x4")
+    for protocol, psnr, ssim in ((metrics.STANDARD, 32.21, 0.8948), (metrics.Protocol(round_y=True), 32.19, 0.8936)):
+        table = evaluate.benchmark(model, pictures, 4, protocol=protocol, progress=False)
+        assert table["psnr_y"].mean() == pytest.approx(psnr, abs=0.005)  # 32.21 and 0.8948 are printed
+        assert table["ssim_y"].mean() == pytest.approx(ssim, abs=0.0001)
+
+
 def test_the_fingerprint_follows_the_weights(model):
     before = evaluate.fingerprint(model)
     assert before == evaluate.fingerprint(model)
