@@ -4,7 +4,7 @@
 itself, whichever is more alike), a ceiling (the same scale trained on other data) and a null (other pictures). Two
 untrained twins stand apart: they are alike because neither computes much, and may lie above the ceiling.
 `recorded_scales` is that table for the published models: it ships as `data/results/cka_scales.csv` and
-`cka_layers.csv`. `summary_table` reads verdicts off it.
+`cka_layers.csv`. `cka_verdicts` reads it.
 """
 
 from __future__ import annotations
@@ -326,49 +326,3 @@ def _study_all() -> Recorded:
     joined = [pd.concat(parts, ignore_index=True) for parts in (rows, layers)]
     joined = [table[["data", *table.columns.drop("data")]] for table in joined]
     return Recorded(*(table.round(4) for table in (*joined, published_weights())))
-
-
-# reading the tables
-
-
-def summary_table(rows: pd.DataFrame, where: str = INPUT) -> pd.DataFrame:
-    """A line per pair of scales: similarity, floor, ceiling and null side by side, and what follows from them.
-
-    Args:
-        rows: `Tables.rows` of one set of pictures and one reduction.
-        where: `INPUT` or `BLOCKS`.
-    """
-    rows = rows[rows["where"] == where]
-    lines = []
-    for series, group in rows.groupby("series", sort=False):
-        for scales in group[group["control"] == "scales"].itertuples():
-            here = group[(group["a"] == scales.a) & (group["b"] == scales.b)].set_index("control")
-            ceilings = group[(group["control"] == "ceiling") & group["a"].isin((scales.a, scales.b))]
-            above = here.loc["above the floor"]
-            below = here.loc["below the ceiling"] if "below the ceiling" in here.index else None
-            line = {"series": series, "scales": f"{scales.a}-{scales.b}", "CKA [95 %]": _shown(here.loc["scales"])}
-            line |= {"floor": f"{scales.estimate - above.estimate:.3f}", "which": above.against.split(":")[0]}
-            line |= {"above the floor": _shown(above, "+"), "ceiling": f"{ceilings['estimate'].mean():.3f}"}
-            line |= {"below the ceiling": "" if below is None else _shown(below, "+")}
-            twins = group[group["control"] == "two untrained"]
-            line |= {"two untrained": f"{twins['estimate'].mean():.3f}"}
-            line |= {"other pictures": f"{here.loc['shuffled'].estimate:.3f}", "verdict": verdict(above, below)}
-            lines.append(line)
-    return pd.DataFrame(lines).replace({"nan": "none"})
-
-
-def _shown(row: pd.Series, sign: str = "") -> str:
-    return f"{row.estimate:{sign}.3f} [{row.low:{sign}.3f}, {row.high:{sign}.3f}]"
-
-
-def verdict(above: pd.Series, below: pd.Series | None) -> str:
-    """What two differences with intervals say: about the floor, and about the ceiling if there is one.
-
-    Args:
-        above: similarity minus its highest floor; columns low and high.
-        below: ceiling minus similarity; None without a ceiling.
-    """
-    words = "above the floor" if above.low > 0 else "below the floor" if above.high < 0 else "at the floor"
-    if below is None:
-        return f"{words}, ceiling unknown"
-    return f"{words}, {'below the ceiling' if below.low > 0 else 'at the ceiling'}"

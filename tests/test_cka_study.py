@@ -2,7 +2,6 @@
 
 import itertools
 
-import pandas as pd
 import pytest
 import torch
 
@@ -46,23 +45,6 @@ def test_table_of_a_family_has_every_control_and_gaps_that_add_up(pictures):
         "reduction == 'pixels' and series == 'two' and a == 'x2' and b == 'x3' and layer_a == layer_b"
     )
     assert diagonal["layer_a"].tolist() == ["1", "2", "3", "in"]
-    summary = cka_study.summary_table(tables.rows[tables.rows["reduction"] == "pixels"])
-    assert summary["scales"].tolist() == ["x2-x3", "x2-x4", "x3-x4"] * 2
-    assert summary["verdict"].str.contains("the floor, ").all()
-
-
-@pytest.mark.parametrize(
-    ("above", "below", "words"),
-    [
-        ((0.1, 0.2), (0.01, 0.02), "above the floor, below the ceiling"),
-        ((0.1, 0.2), (-0.01, 0.02), "above the floor, at the ceiling"),
-        ((-0.1, 0.2), (0.01, 0.02), "at the floor, below the ceiling"),
-        ((-0.2, -0.1), None, "below the floor, ceiling unknown"),
-    ],
-)
-def test_verdicts_follow_from_intervals(above, below, words):
-    gap = lambda ends: None if ends is None else pd.Series({"low": ends[0], "high": ends[1]})  # noqa: E731
-    assert cka_study.verdict(gap(above), gap(below)) == words
 
 
 def test_shipped_record_is_whole_and_of_these_weights(monkeypatch):

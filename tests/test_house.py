@@ -27,6 +27,7 @@ FLOORS = [
     ("panels",),
     ("train",),
     ("evaluate",),
+    ("cka_verdicts",),
     ("cka_study", "kernel_study", "sidebyside"),
     ("compare",),
     ("controls", "efficiency"),
