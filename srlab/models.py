@@ -31,6 +31,7 @@ NO_MEAN = (0.0, 0.0, 0.0)
 
 # name -> (class, sizes, mean colour taken off the input)
 ENCODERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[float, float, float]]] = {
+    "edsr-nano": (EDSR, {"channels": 16, "blocks": 4, "res_scale": 1.0}, DIV2K_MEAN),
     "edsr-tiny": (EDSR, {"channels": 32, "blocks": 8, "res_scale": 1.0}, DIV2K_MEAN),
     "edsr-baseline": (EDSR, {"channels": 64, "blocks": 16, "res_scale": 1.0}, DIV2K_MEAN),
     "edsr": (EDSR, {"channels": 256, "blocks": 32, "res_scale": 0.1}, DIV2K_MEAN),
