@@ -25,7 +25,7 @@ FLOORS = [
     ("widgets",),
     ("figures",),
     ("panels",),
-    ("train",),
+    ("train", "unseen"),
     ("evaluate",),
     ("cka_verdicts",),
     ("cka_study", "kernel_study", "sidebyside"),
