@@ -10,7 +10,7 @@ import copy
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,9 @@ UPSAMPLERS: dict[str, Callable[..., nn.Module]] = {
     "igconv": _any_scale(IGConv),
     "igconv+": _any_scale(IGConvPlus),
 }
+
+# name -> skip(mean): the picture enlarged plainly, added to what the upsampler paints
+SKIPS: dict[str, Callable[..., nn.Module]] = {"bilinear": upsamplers.BilinearSkip, "bicubic": upsamplers.BicubicSkip}
 
 
 class SRModel(nn.Module):
@@ -157,42 +160,43 @@ def build(
     *,
     mean: Sequence[float] | None = None,
     img_range: float = 1.0,
+    skip: str | None = None,
     **sizes: Any,
 ) -> SRModel:
     """Make a fresh model from two names.
+
+    Everything IGConv+ adds can be left out, one at a time: `fgrep=False` (kernels not averaged), `fourier=False` (plain
+    coordinates instead of Fourier features); "igconv" with `fgrep=True` has no IGSample, and with `skip="bilinear"` too
+    has one whose shifts stay at zero.
 
     Args:
         encoder: a key of `ENCODERS`.
         upsampler: a key of `UPSAMPLERS`. "spconv" and "spconv+" with several scales get separate heads.
         scales: scales it is meant for.
         mean, img_range: as in `SRModel`; None takes the named encoder's mean colour.
+        skip: a key of `SKIPS`, or None: add the enlarged input picture. Not for "igconv+", which samples it already.
         sizes: replaces any size of the named encoder (`channels`, `blocks`, ...) or upsampler (`implicit_dim`, ...).
 
     Raises:
-        ValueError: unknown name or size; the message lists the valid ones.
+        ValueError: unknown name or size, the message lists the valid ones; or a skip beside "igconv+".
         ScaleError: a scale that is no whole number of at least 1.
     """
     encoder_class, encoder_sizes, usual_mean = _named("encoder", encoder, ENCODERS)
     make_upsampler = _named("upsampler", upsampler, UPSAMPLERS)
     scales = tuple(checked_scale(scale) for scale in scales)
-    encoder_sizes = dict(encoder_sizes)
-    for_encoder = set(inspect.signature(encoder_class).parameters)
-    for_upsampler = set(inspect.signature(make_upsampler).parameters) - {"channels", "scale"}
-    upsampler_sizes = {}
-    for name, value in sizes.items():
-        if name in for_encoder:
-            encoder_sizes[name] = value
-        elif name in for_upsampler:
-            upsampler_sizes[name] = value
-        else:
-            raise ValueError(
-                f"unknown size {name!r}: {encoder} takes {sorted(for_encoder)}, {upsampler} {sorted(for_upsampler)}"
-            )
+    for_encoder, for_upsampler = _split_sizes(encoder, upsampler, sizes)
+    encoder_sizes, upsampler_sizes = {**encoder_sizes, **for_encoder}, for_upsampler
+    make_skip = skip and _named("skip", skip, SKIPS)
+    if make_skip and make_upsampler is UPSAMPLERS["igconv+"]:
+        raise ValueError(f"skip is {skip!r} beside igconv+, which adds the input picture itself: expected None")
     body = encoder_class(**encoder_sizes)
     mean = list(usual_mean if mean is None else mean)
+    head = make_upsampler(body.channels, scales, **upsampler_sizes)
+    if make_skip:  # the model adds the mean colour to the sum
+        head = upsamplers.WithSkip(head, make_skip([img_range * colour for colour in mean]))
     return SRModel(
         body,
-        make_upsampler(body.channels, scales, **upsampler_sizes),
+        head,
         scales=scales,
         mean=mean,
         img_range=img_range,
@@ -202,6 +206,7 @@ def build(
             "scales": list(scales),
             "mean": mean,
             "img_range": img_range,
+            "skip": skip,
             **sizes,
         },
     )
@@ -215,9 +220,24 @@ def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
-def check_names(encoder: str, upsampler: str, scales: Sequence[int]) -> None:
-    """Raise what `build` would raise for these names and scales, without building anything."""
+def _split_sizes(encoder: str, upsampler: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sizes that belong to the encoder and those that belong to the upsampler."""
+    encoder_takes = set(inspect.signature(ENCODERS[encoder][0]).parameters)
+    upsampler_takes = set(inspect.signature(UPSAMPLERS[upsampler]).parameters) - {"channels", "scale"}
+    for name in sizes:
+        if name not in encoder_takes | upsampler_takes:
+            raise ValueError(
+                f"unknown size {name!r}: {encoder} takes {sorted(encoder_takes)}, {upsampler} {sorted(upsampler_takes)}"
+            )
+    for_encoder = {name: value for name, value in sizes.items() if name in encoder_takes}
+    return for_encoder, {name: value for name, value in sizes.items() if name not in encoder_takes}
+
+
+def check_names(encoder: str, upsampler: str, scales: Sequence[int], options: Mapping[str, Any] | None = None) -> None:
+    """Raise what `build` would raise for these names, scales and the names of `options`, without building anything."""
     _named("encoder", encoder, ENCODERS)
     _named("upsampler", upsampler, UPSAMPLERS)
     for scale in scales:
         checked_scale(scale)
+    own = {name for name, about in inspect.signature(build).parameters.items() if about.kind is about.KEYWORD_ONLY}
+    _split_sizes(encoder, upsampler, {name: value for name, value in (options or {}).items() if name not in own})
