@@ -68,6 +68,9 @@ class ImplicitKernel(nn.Module):
         last_bias: whether the last layer has a bias.
         fgrep: average the kernel over flips and rotations.
         max_scale: above it the phase is frozen (the grid still gets finer).
+        fourier: False gives the plain coordinate network instead, for comparison: each element has a learnt code, and
+            code, x, y and 2 / scale enter the MLP as they are. The MLP is as wide, and codes are as long as makes the
+            whole store as many numbers (0.4 % fewer at most), so that only the way in differs.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class ImplicitKernel(nn.Module):
         last_bias: bool = True,
         fgrep: bool = False,
         max_scale: int = 4,
+        fourier: bool = True,
     ):
         super().__init__()
         if implicit_dim % (2 * groups) or maps % groups:
@@ -90,13 +94,19 @@ class ImplicitKernel(nn.Module):
                 f"since half the features are cosines, half sines, shared out over {groups} group(s)"
             )
         self.channels, self.maps, self.kernel_size = channels, maps, kernel_size
-        self.groups, self.fgrep, self.max_scale = groups, fgrep, max_scale
+        self.groups, self.fgrep, self.max_scale, self.fourier = groups, fgrep, max_scale, fourier
         elements = channels * kernel_size**2
-        # small random numbers, so that before training the kernel hardly depends on the position
-        self.frequency = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))  # (N, D): first half x, second half y
-        self.amplitude = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))  # (N, D)
-        self.phase = nn.Conv2d(1, implicit_dim // 2, 1)
         widths = [implicit_dim] * (hidden_layers + 1)
+        # small random numbers, so that before training the kernel hardly depends on the position
+        if fourier:  # (N, D) each; of the frequencies, the first half for x, the second for y
+            self.frequency = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))
+            self.amplitude = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))
+            self.phase = nn.Conv2d(1, implicit_dim // 2, 1)
+        else:
+            numbers = 2 * elements * implicit_dim + (implicit_dim // groups - 2) * implicit_dim  # to be made up
+            code_width = numbers // (elements + implicit_dim // groups) // groups * groups
+            self.code = nn.Parameter(0.02 * torch.randn(elements, code_width))
+            widths[0] = code_width + 3 * groups  # each group also reads x, y and 2 / scale
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1, groups=groups) for a, b in itertools.pairwise(widths))
         self.layers.append(nn.Conv2d(implicit_dim, maps, 1, groups=groups, bias=last_bias))
         self._cache: dict[int, tuple[tuple, Tensor]] = {}
@@ -130,8 +140,18 @@ class ImplicitKernel(nn.Module):
             for g, amplitude in enumerate(amplitudes)
         ]
 
+    def plain_features(self, scale: int) -> list[Tensor]:
+        """[code, x, y, 2 / scale] at each sub-pixel; per group (N, scale, scale, code width / groups + 3)."""
+        centres = grid_centres(scale, device=self.code.device, dtype=self.code.dtype)
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        place = torch.stack([x, y, torch.full_like(x, 2 / min(scale, self.max_scale))], dim=-1)  # (row, col, 3)
+        place = place.expand(len(self.code), -1, -1, -1)
+        codes = self.code[:, None, None].expand(-1, scale, scale, -1).chunk(self.groups, dim=-1)
+        return [torch.cat([code, place], dim=-1) for code in codes]
+
     def _compute(self, scale: int) -> Tensor:
-        maps = [self._mlp(features, group) for group, features in enumerate(self.fourier_features(scale))]
+        features = self.fourier_features(scale) if self.fourier else self.plain_features(scale)
+        maps = [self._mlp(rows, group) for group, rows in enumerate(features)]
         kernel = torch.cat(maps, dim=1)  # (C, maps, k * k, scale * scale)
         k = self.kernel_size
         kernel = kernel.permute(1, 3, 0, 2).reshape(self.maps * scale**2, self.channels, k, k)
@@ -160,8 +180,8 @@ class IGConv(nn.Module):
 
     Args:
         channels: width C of the features.
-        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale: as in `ImplicitKernel`; defaults are the paper's.
-            Plain IGConv has `fgrep=False`; IGConv+ averages its kernels.
+        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale, fourier: as in `ImplicitKernel`; defaults are the
+            paper's. Plain IGConv has `fgrep=False`; IGConv+ averages its kernels.
     """
 
     scales = None  # any integer
@@ -175,6 +195,7 @@ class IGConv(nn.Module):
         hidden_layers: int = 4,
         fgrep: bool = False,
         max_scale: int = 4,
+        fourier: bool = True,
     ):
         super().__init__()
         self.hyper = ImplicitKernel(
@@ -185,6 +206,7 @@ class IGConv(nn.Module):
             hidden_layers=hidden_layers,
             fgrep=fgrep,
             max_scale=max_scale,
+            fourier=fourier,
         )
 
     @property
@@ -219,7 +241,8 @@ class IGSample(nn.Module):
 
     Args:
         channels: width C of the features.
-        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale: as in `ImplicitKernel`; defaults are the paper's.
+        kernel_size, implicit_dim, hidden_layers, fgrep, max_scale, fourier: as in `ImplicitKernel`; defaults are the
+            paper's.
     """
 
     scales = None
@@ -234,6 +257,7 @@ class IGSample(nn.Module):
         hidden_layers: int = 2,
         fgrep: bool = True,
         max_scale: int = 4,
+        fourier: bool = True,
     ):
         super().__init__()
         self.hyper = ImplicitKernel(
@@ -246,6 +270,7 @@ class IGSample(nn.Module):
             last_bias=False,
             fgrep=fgrep,
             max_scale=max_scale,
+            fourier=fourier,
         )
         self._start_near_bilinear()
 
@@ -338,7 +363,8 @@ class IGConvPlus(WithSkip):
 
     Args:
         channels: width C of the features.
-        kernel_size, implicit_dim, hidden_layers, max_scale: as in `ImplicitKernel`; IGSample has half the layers.
+        kernel_size, implicit_dim, hidden_layers, max_scale, fourier: as in `ImplicitKernel`; IGSample has half the
+            layers.
         fgrep: average the kernels; the paper's IGConv+ does.
     """
 
@@ -351,8 +377,10 @@ class IGConvPlus(WithSkip):
         hidden_layers: int = 4,
         fgrep: bool = True,
         max_scale: int = 4,
+        fourier: bool = True,
     ):
-        shared = {"kernel_size": kernel_size, "implicit_dim": implicit_dim, "fgrep": fgrep, "max_scale": max_scale}
+        shared = {"kernel_size": kernel_size, "implicit_dim": implicit_dim}
+        shared |= {"fgrep": fgrep, "max_scale": max_scale, "fourier": fourier}
         super().__init__(
             IGConv(channels, hidden_layers=hidden_layers, **shared),
             IGSample(channels, hidden_layers=hidden_layers // 2, **shared),

@@ -186,9 +186,7 @@ def build(
     scales = tuple(checked_scale(scale) for scale in scales)
     for_encoder, for_upsampler = _split_sizes(encoder, upsampler, sizes)
     encoder_sizes, upsampler_sizes = {**encoder_sizes, **for_encoder}, for_upsampler
-    make_skip = skip and _named("skip", skip, SKIPS)
-    if make_skip and make_upsampler is UPSAMPLERS["igconv+"]:
-        raise ValueError(f"skip is {skip!r} beside igconv+, which adds the input picture itself: expected None")
+    make_skip = _skip_beside(upsampler, skip)
     body = encoder_class(**encoder_sizes)
     mean = list(usual_mean if mean is None else mean)
     head = make_upsampler(body.channels, scales, **upsampler_sizes)
@@ -220,6 +218,14 @@ def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
+def _skip_beside(upsampler: str, skip: str | None) -> Callable[..., nn.Module] | None:
+    if skip is None:
+        return None
+    if upsampler == "igconv+":
+        raise ValueError(f"skip is {skip!r} beside igconv+, which adds the input picture itself: expected None")
+    return _named("skip", skip, SKIPS)
+
+
 def _split_sizes(encoder: str, upsampler: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sizes that belong to the encoder and those that belong to the upsampler."""
     encoder_takes = set(inspect.signature(ENCODERS[encoder][0]).parameters)
@@ -237,6 +243,7 @@ def check_names(encoder: str, upsampler: str, scales: Sequence[int], options: Ma
     """Raise what `build` would raise for these names, scales and the names of `options`, without building anything."""
     _named("encoder", encoder, ENCODERS)
     _named("upsampler", upsampler, UPSAMPLERS)
+    _skip_beside(upsampler, (options or {}).get("skip"))
     for scale in scales:
         checked_scale(scale)
     own = {name for name, about in inspect.signature(build).parameters.items() if about.kind is about.KEYWORD_ONLY}

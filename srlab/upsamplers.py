@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -158,32 +159,47 @@ class SeparateHeads(nn.Module):
         return self.heads[str(checked_scale(scale, self.scales))].instantiate(scale)
 
 
-class BilinearSkip(nn.Module):
+class PictureSkip(nn.Module):
+    """The input picture itself, enlarged: what an upsampler then only has to correct. Base of the two below.
+
+    Args:
+        mean: colour taken off the picture, in its units, for models that add it to the sum (see `models.SRModel`).
+    """
+
+    scales = None  # any integer
+
+    def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0)):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, RGB, 1, 1), persistent=False)
+
+    def enlarge(self, lr: Tensor, scale: int) -> Tensor:
+        """(B, 3, h, w) -> (B, 3, h * scale, w * scale)."""
+        raise NotImplementedError
+
+    def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
+        return self.enlarge(lr - self.mean, checked_scale(scale))
+
+    def instantiate(self, scale: int) -> PictureSkip:
+        checked_scale(scale)
+        return copy.deepcopy(self)
+
+
+class BilinearSkip(PictureSkip):
     """Upscale the input picture bilinearly (half-pixel centres): what IGSample does while its offsets are zero."""
 
-    scales = None
     receptive_radius = 1
 
-    def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
-        return F.interpolate(lr, scale_factor=checked_scale(scale), mode="bilinear", align_corners=False)
-
-    def instantiate(self, scale: int) -> BilinearSkip:
-        checked_scale(scale)
-        return self
+    def enlarge(self, lr: Tensor, scale: int) -> Tensor:
+        return F.interpolate(lr, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
-class BicubicSkip(nn.Module):
+class BicubicSkip(PictureSkip):
     """Upscale the input picture by MATLAB's bicubic rule (VDSR's skip)."""
 
-    scales = None
     receptive_radius = 2
 
-    def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
-        return imresize(lr, checked_scale(scale))
-
-    def instantiate(self, scale: int) -> BicubicSkip:
-        checked_scale(scale)
-        return self
+    def enlarge(self, lr: Tensor, scale: int) -> Tensor:
+        return imresize(lr, scale)
 
 
 class WithSkip(nn.Module):

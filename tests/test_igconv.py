@@ -137,6 +137,29 @@ def test_igconv_plus_is_the_formula(scale):
     assert_same_with_gradients(module(feats, scale, lr), expected, [feats, lr, *module.parameters()])
 
 
+@pytest.mark.parametrize("scale", [2, 3, 5])
+@pytest.mark.parametrize(("maps", "groups"), [(3, 1), (12, 2)])
+def test_without_fourier_features_code_and_coordinates_enter_the_mlp(scale, maps, groups):
+    hyper = shaken(igconv.ImplicitKernel(2, maps, groups=groups, hidden_layers=1, fourier=False, implicit_dim=8))
+    kernel = hyper(scale).view(maps, scale, scale, 2, 3, 3)
+    first, last = hyper.layers
+    for c, p, q, u, v in itertools.product(range(2), range(3), range(3), range(scale), range(scale)):
+        code = hyper.code[(c * 3 + p) * 3 + q]
+        place = torch.tensor([-1 + (2 * v + 1) / scale, -1 + (2 * u + 1) / scale, 2 / min(scale, 4)])
+        inputs = torch.cat([torch.cat([part, place]) for part in code.chunk(groups)])[None, :, None, None]
+        hidden = F.relu(F.conv2d(inputs, first.weight, first.bias, groups=groups))
+        expected = F.conv2d(hidden, last.weight, last.bias, groups=groups).flatten()
+        torch.testing.assert_close(kernel[:, u, v, c, p, q], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64, 256])
+@pytest.mark.parametrize("make", [igconv.IGConv, igconv.IGSample, igconv.IGConvPlus])
+def test_without_fourier_features_as_many_numbers_are_stored(make, channels):
+    with torch.device("meta"):
+        ours, plain = (count_parameters(make(channels, fourier=fourier)) for fourier in (True, False))
+    assert 0.996 * ours <= plain <= ours
+
+
 def test_float32_is_the_formula_too():
     module = shaken(igconv.IGConvPlus(4, hidden_layers=2, **SIZES))
     feats, lr = features_and_picture(h=3, w=4, batch=1)

@@ -91,6 +91,8 @@ def test_a_picture_of_the_wrong_kind_is_refused(lr):
         ("edsr-tinny", "igconv", {}, "did you mean 'edsr-tiny'"),
         ("edsr-tiny", "bicubic", {}, "expected one of spconv"),
         ("edsr-tiny", "igconv", {"width": 3}, "unknown size 'width'"),
+        ("edsr-tiny", "igconv", {"skip": "bicubik"}, "did you mean 'bicubic'"),
+        ("edsr-tiny", "igconv+", {"skip": "bilinear"}, "adds the input picture itself"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(encoder, upsampler, sizes, message):
@@ -98,11 +100,45 @@ def test_an_unknown_name_is_answered_with_the_known_ones(encoder, upsampler, siz
         models.build(encoder, upsampler, **sizes)
 
 
-def test_the_configuration_builds_the_same_model_again():
-    model = tiny("igconv+")
+VARIANTS = [
+    ("igconv+", {}),
+    ("igconv+", {"fgrep": False}),  # no averaging of kernels
+    ("igconv+", {"fourier": False}),  # plain coordinates
+    ("igconv", {"fgrep": True}),  # no IGSample
+    ("igconv", {"fgrep": True, "fourier": False, "skip": "bicubic"}),
+    ("spconv", {"skip": "bilinear"}),
+    ("spconv+", {"skip": "bicubic"}),
+]
+
+
+@pytest.mark.parametrize(("upsampler", "options"), VARIANTS)
+def test_the_configuration_builds_the_same_model_again(upsampler, options):
+    model = tiny(upsampler, **options)
     again = models.build(**model.config).eval()
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again(LR, 2), model(LR, 2))
+    assert (again.instantiate(2)(LR) - model(LR, 2)).abs().max() <= 1e-5 * model(LR, 2).abs().max()
+
+
+@pytest.mark.parametrize("options", [options for _, options in VARIANTS if options])
+def test_each_option_changes_the_picture(options):
+    upsampler = next(name for name, other in VARIANTS if other is options)
+    assert not torch.allclose(tiny(upsampler, **options)(LR, 2), tiny(upsampler)(LR, 2))
+
+
+@pytest.mark.parametrize("skip", models.SKIPS)
+def test_with_a_skip_a_silent_upsampler_gives_the_enlarged_picture(skip):
+    """Colours are not shifted, although the model takes the mean colour off the input and adds it to the output."""
+    model = tiny("spconv", skip=skip, img_range=255.0)
+    with torch.no_grad():
+        for parameter in model.upsampler.parameters():
+            parameter.zero_()
+    ramp = torch.linspace(0.1, 0.9, 12).expand(1, 3, 10, 12)  # straight lines stay straight away from the border
+    step = 0.8 / 11
+    expected = 0.1 + step * (torch.arange(36) - 1) / 3  # the middle of three HR pixels is the LR pixel's
+    torch.testing.assert_close(model(ramp, 3)[0, 0, 15, 9:-9], expected[9:-9], rtol=0, atol=1e-5)
+    flat = torch.full((1, 3, 9, 9), 0.3)
+    torch.testing.assert_close(model(flat, 2), torch.full((1, 3, 18, 18), 0.3), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
