@@ -144,68 +144,15 @@ def _figures(options: argparse.Namespace) -> int:
 
 
 def _train_options(parser: Parser) -> None:
-    import dataclasses
+    from srlab import train_command
 
-    from srlab import train
-
-    parser.add_argument("--recipe", metavar="NAME", help=f"the recipe to start from: {', '.join(train.RECIPES)}")
-    parser.add_argument("--folder", type=Path, help="run folder; a run it holds is resumed. Default: runs/MODEL-seedN")
-    parser.add_argument(
-        "--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder, as it was begun"
-    )
-    parser.add_argument("--stop-after", type=int, metavar="STEPS", help="stop after so many steps, with a checkpoint")
-    fields = parser.add_argument_group("fields of the recipe", "Defaults are the paper's; a named recipe sets its own.")
-    docs, types = train.field_docs(), typing.get_type_hints(train.Recipe)
-    for field in dataclasses.fields(train.Recipe):
-        option = f"--{field.name.replace('_', '-')}"
-        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = f"{docs[field.name]} Default: {default}".replace("%", "%%")
-        fields.add_argument(
-            option, dest=field.name, default=argparse.SUPPRESS, help=text, **_reading(types[field.name])
-        )
-
-
-def _reading(kind: Any) -> dict[str, Any]:
-    """How argparse reads a field of this type: (int, ...), (float, float), float | None, int, float, str, bool."""
-    inner = [part for part in typing.get_args(kind) if part is not type(None)]
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(kind) is tuple:
-        return {"type": inner[0], "nargs": "*" if inner[-1] is Ellipsis else len(inner), "metavar": inner[0].__name__}
-    kind = inner[0] if inner else kind
-    return {"type": kind, "metavar": kind.__name__}
+    train_command.add_options(parser)
 
 
 def _train(options: argparse.Namespace) -> int:
-    import dataclasses
-    import json
+    from srlab import train_command
 
-    from srlab import train
-
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items()}
-    name, folder = values.pop("recipe"), values.pop("folder")
-    resume, stop_after = values.pop("resume"), values.pop("stop_after")
-    if resume:
-        if name or values or folder:
-            raise ValueError("--resume goes on with the recipe in its folder: leave out recipe, fields and --folder")
-        recipe = train.Recipe.from_dict(json.loads((resume / "recipe.json").read_text(encoding="utf-8")))
-    elif name not in train.RECIPES:
-        known = ", ".join(train.RECIPES)
-        said = f"no recipe {name!r}" if name else "no recipe named"
-        raise ValueError(
-            f"{said}: expected one of {known}, or --resume FOLDER (example: srlab train --recipe demo --steps 300)"
-        )
-    else:
-        recipe = dataclasses.replace(train.RECIPES[name], **values)
-    for field, value in dataclasses.asdict(recipe).items():
-        print(f"{field:>22} {value}")
-    result = train.fit(recipe, resume or folder, stop_after=stop_after)
-    if result.step < recipe.steps:
-        return 0 if stop_after else 130
-    print(
-        f"done: {result.folder / 'model.safetensors'} (srlab evaluate {result.folder / 'model.safetensors'} --scale 2)"
-    )
-    return 0
+    return train_command.run(options)
 
 
 # upscale and evaluate

@@ -1,4 +1,4 @@
-"""Training: one frozen `Recipe`, one visible loop (`fit`).
+"""Training: one visible loop (`fit`) that follows a `Recipe`.
 
 Pictures come from `datasets.CropStore`, the model from `models.build`; weights, log and checkpoint go to a folder:
 
@@ -13,18 +13,13 @@ stopped, by Ctrl-C or by a power cut, goes on as if nothing had happened: on a C
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
 import dataclasses
-import difflib
-import inspect
-import itertools
 import json
 import math
 import signal
 import time
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,114 +33,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from srlab import datasets, images, losses, models, runtime, weights
+from srlab.recipes import RECIPES, Recipe, field_docs
+
+__all__ = ["RECIPES", "Recipe", "Result", "TrainingError", "field_docs", "fit"]
 
 CHECKPOINT_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a training run ends with. Defaults: the paper's EDSR with IGConv (official code).
-
-    Raises:
-        ValueError: a value out of range; nothing has been computed by then.
-    """
-
-    encoder: str = "edsr"
-    """Encoder, a name in `models.ENCODERS`."""
-    upsampler: str = "igconv"
-    """Upsampler, a name in `models.UPSAMPLERS`."""
-    scales: tuple[int, ...] = (2, 3, 4)
-    """Scales to train for; each micro-batch draws one of them with equal chance."""
-    data: str = "bsd400"
-    """Training pictures: a named set or a folder. The paper uses DIV2K, which has to be given as a folder."""
-    steps: int = 300_000
-    """Optimiser steps. The paper gives one multi-scale model the steps of one fixed-scale model."""
-    micro_batch: int = 4
-    """Crops per micro-batch, all of one scale (the paper: 4 on each GPU)."""
-    micro_batches: int = 4
-    """Micro-batches per optimiser step, each with its own scale. The paper's four GPUs draw four scales a step; one
-    batch of 16 at one scale would be another gradient."""
-    patch: int = 48
-    """Side of the LR crops in pixels; the HR crops are `scale` times larger."""
-    learning_rate: float = 1e-4
-    """Learning rate of Adam at the start."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of Adam's two running means."""
-    milestones: tuple[int, ...] = (200_000,)
-    """Steps at which the learning rate is halved; unused when `final_learning_rate` is given."""
-    final_learning_rate: float | None = None
-    """Follow a cosine from `learning_rate` down to this at the last step, instead of milestones."""
-    warmup: int = 0
-    """Steps over which the learning rate rises linearly from zero."""
-    ema: float = 0.999
-    """Decay per step of the running average of the weights; 0 keeps none. The average is what is saved and scored."""
-    fft_weight: float = 0.0
-    """Weight of the frequency loss beside L1; the paper's IGConv+ has 0.05."""
-    seed: int = 0
-    """Seed of the first weights and of all crops."""
-    log_every: int = 100
-    """Steps per row of the log."""
-    save_every: int = 1000
-    """Steps per checkpoint."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch", "micro_batches", "patch", "log_every", "save_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require(
-            "patch", self.patch >= 8, "at least 8 LR pixels: smaller crops show an encoder mostly its own border"
-        )
-        self._require("scales", len(self.scales) >= 1, "at least one scale, such as (2, 3, 4)")
-        self._require("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1")
-        self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two values in [0, 1)")
-        self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
-        self._require("fft_weight", self.fft_weight >= 0, "0 or more")
-        self._require("warmup", self.warmup >= 0, "0 or more")
-        self._require("milestones", list(self.milestones) == sorted(self.milestones), "in rising order")
-        if self.final_learning_rate is not None:
-            fits = 0 <= self.final_learning_rate <= self.learning_rate
-            self._require("final_learning_rate", fits, f"between 0 and learning_rate = {self.learning_rate}")
-        models.check_names(self.encoder, self.upsampler, self.scales)
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"recipe: {name} is {getattr(self, name)!r}, expected {expected}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Make a recipe from plain values (JSON, command line); a name it does not know raises with the nearest one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(known)}"
-                raise ValueError(f"recipe: unknown field {name!r}; {hint}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of the optimiser step number `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        if self.final_learning_rate is None:
-            return self.learning_rate * 0.5 ** sum(step >= milestone for milestone in self.milestones)
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        swing = (self.learning_rate - self.final_learning_rate) / 2
-        return self.final_learning_rate + swing * (1 + math.cos(math.pi * progress))
-
-
-RECIPES: dict[str, Recipe] = {
-    # seconds: shows that everything works
-    "smoke": Recipe("edsr-tiny", "igconv", data="demo", steps=20, micro_batch=2, micro_batches=2, patch=16,
-                    learning_rate=1e-3, final_learning_rate=1e-5, ema=0.9, log_every=5, save_every=20),
-    # two minutes on two cores: a model that visibly beats bicubic
-    "demo": Recipe("edsr-tiny", "igconv", data="demo", steps=600, micro_batch=4, micro_batches=3, patch=32,
-                   learning_rate=2e-3, final_learning_rate=1e-5, warmup=50, ema=0.99, log_every=10, save_every=200),
-    # an hour or two on two cores: the model in data/weights
-    "edsr-tiny-igconv": Recipe("edsr-tiny", "igconv", steps=16_000, learning_rate=2e-3, final_learning_rate=1e-6,
-                               warmup=200),
-    # the paper's
-    "edsr-igconv": Recipe(),
-}  # fmt: skip
-"""Named recipes. Change one with `dataclasses.replace(RECIPES["demo"], steps=100)`."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +71,7 @@ def fit(
 
     Args:
         recipe: what to train.
-        folder: run folder; None makes `runs/ENCODER-UPSAMPLER-seedN`.
+        folder: run folder; None makes `runs/MODEL-seedN`.
         resume: go on from the folder's last checkpoint. False refuses a folder that already holds one.
         store: crops to train on, when the caller has them; else made from `recipe.data`.
         on_log: called with each new row of the log and the model in training, for live curves.
@@ -189,7 +81,7 @@ def fit(
     Raises:
         TrainingError: the folder holds another recipe's run, or the loss is no longer finite.
     """
-    folder = Path(folder or f"runs/{recipe.encoder}-{recipe.upsampler}-seed{recipe.seed}")
+    folder = Path(folder or f"runs/{recipe.model_name}-seed{recipe.seed}")
     run = _Run(recipe, folder, resume, accelerator)
     if store is None:
         store = datasets.CropStore(datasets.load(recipe.data), recipe.scales, patch=recipe.patch)
@@ -226,7 +118,7 @@ class _Run:
         checkpoint = self._load(resume)
         self.fabric = Fabric(accelerator=accelerator, devices=1)
         torch.manual_seed(recipe.seed)
-        self.model = models.build(recipe.encoder, recipe.upsampler, recipe.scales)
+        self.model = recipe.build()
         self.model.to(self.fabric.device, memory_format=torch.channels_last).train()
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         optimizer = torch.optim.Adam(self.model.parameters(), recipe.learning_rate, recipe.betas, fused=True)
@@ -333,8 +225,10 @@ class _Run:
         if state.get("format") != CHECKPOINT_FORMAT:
             raise TrainingError(f"{path} is no checkpoint of this trainer: expected format {CHECKPOINT_FORMAT}")
         asked = _plain(self.recipe)
-        other = [f"{name}: {state['recipe'].get(name)!r} there, {asked[name]!r} asked" for name in asked
-                 if state["recipe"].get(name) != asked[name]]  # fmt: skip
+        there = _plain(Recipe()) | state["recipe"]  # a field that is younger than the checkpoint had its default
+        other = [
+            f"{name}: {there[name]!r} there, {asked[name]!r} asked" for name in asked if there[name] != asked[name]
+        ]
         if other:
             raise TrainingError(
                 f"{self.folder} holds the run of another recipe ({'; '.join(other)}): give another folder"
@@ -377,13 +271,3 @@ def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def field_docs() -> dict[str, str]:
-    """The sentence below each field of `Recipe`, for `srlab train --help`."""
-    body = ast.parse(inspect.getsource(Recipe)).body[0].body
-    docs = {}
-    for field, below in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[typing.cast(ast.Name, field.target).id] = inspect.cleandoc(below.value.value).replace("\n", " ")
-    return docs

@@ -115,6 +115,8 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
         (["train", "--recipe", "smoke", "--steps", "0"], "steps is 0"),
         (["train", "--recipe", "smoke", "--resume", "x"], "leave out"),
         (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "--recipe", "smoke", "--sizes", "channels"], "expected NAME=VALUE"),
+        (["train", "--recipe", "smoke", "--sizes", "chanels=8"], "unknown size 'chanels'"),
         (["figures", "77"], "no notebook"),
     ],
 )
@@ -312,14 +314,17 @@ def test_train_stops_resumes_and_leaves_weights_that_upscale_reads(photos, tmp_p
     # fmt: off
     words = ["train", "--recipe", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3",
              "--patch", "8",
-             "--scales", "2", "--micro-batches", "1", "--final-learning-rate", "1e-4", "--log-every", "1"]
+             "--scales", "2", "--micro-batches", "1", "--sizes", "channels=8", "fgrep=True", "--final-learning-rate", "1e-4", "--log-every", "1"]
     # fmt: on
     assert cli.main([*words, "--stop-after", "2"]) == 0
     assert "srlab train --resume" in capsys.readouterr().out
     assert not (folder / "model.safetensors").exists()
     assert cli.main(["train", "--resume", str(folder)]) == 0
     assert pd.read_csv(folder / "log.csv")["step"].tolist() == [1, 2, 3]
-    assert weights.load_checkpoint(folder / "model.safetensors").scales == (2,)
+    loaded = weights.load_checkpoint(folder / "model.safetensors")
+    assert loaded.scales == (2,)
+    assert loaded.encoder.channels == 8
+    assert loaded.upsampler.hyper.fgrep
 
 
 # fetch, models, doctor

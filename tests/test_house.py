@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ("__main__",),
     ("cli",),
-    ("claims", "doctor", "gallery"),
+    ("claims", "doctor", "gallery", "train_command"),
     ("widgets",),
     ("figures",),
     ("panels",),
     ("train", "unseen"),
+    ("recipes",),
     ("evaluate",),
     ("cka_verdicts",),
     ("cka_study", "kernel_study", "sidebyside"),
