@@ -314,7 +314,8 @@ def test_train_stops_resumes_and_leaves_weights_that_upscale_reads(photos, tmp_p
     # fmt: off
     words = ["train", "--recipe", "smoke", "--folder", str(folder), "--data", str(photos), "--steps", "3",
              "--patch", "8",
-             "--scales", "2", "--micro-batches", "1", "--sizes", "channels=8", "fgrep=True", "--final-learning-rate", "1e-4", "--log-every", "1"]
+             "--scales", "2", "--micro-batches", "1", "--sizes", "channels=8", "fgrep=True",
+             "--final-learning-rate", "1e-4", "--log-every", "1"]
     # fmt: on
     assert cli.main([*words, "--stop-after", "2"]) == 0
     assert "srlab train --resume" in capsys.readouterr().out
