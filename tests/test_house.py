@@ -25,6 +25,8 @@ FLOORS = [
     ("widgets",),
     ("figures",),
     ("panels",),
+    ("ablation_verdicts",),
+    ("ablation",),
     ("train", "unseen"),
     ("recipes",),
     ("evaluate",),
