@@ -1,4 +1,4 @@
-"""Command line room: `srlab figures, train, evaluate, upscale, cka, fetch, models, doctor`.
+"""Command line room: `srlab figures, train, evaluate, upscale, cka, claims, verify, fetch, models, doctor`.
 
 Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
 by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlab import runtime
+from srlab import claims_command, runtime
 
 DEFAULT_MODEL = "edsr-tiny-igconv"
 """Ships with the project and serves x2, x3 and x4."""
@@ -381,6 +381,18 @@ COMMANDS = {
     "upscale": Command("enlarge a picture", _upscale_options, _upscale, "srlab upscale photo.jpg --scale 3"),
     "cka": Command(
         "compare what two models see", _cka_options, _cka, "srlab cka smfanet-df2k-x2 smfanet-df2k-x4 --data set14"
+    ),
+    "claims": Command(
+        "the paper's claims, our numbers, the verdicts",
+        claims_command.add_options,
+        claims_command.run,
+        "srlab claims --rerun",
+    ),
+    "verify": Command(
+        "say which run made a figure, a table or weights",
+        claims_command.add_verify_options,
+        claims_command.verify,
+        "srlab verify data/results/benchmarks.csv",
     ),
     "fetch": Command("get pictures and published weights, verified", _fetch_options, _fetch, "srlab fetch set5 imdn"),
     "models": Command("list the trained models", _models_options, _models, "srlab models imdn-x2"),

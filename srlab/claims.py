@@ -1,0 +1,369 @@
+"""Claims room: the reproduction scorecard. Every claim of the paper, our number, its interval and control, a verdict.
+
+`CLAIMS` lists what *Implicit Grid Convolution for Multi-Scale Image Super-Resolution* (arXiv 2408.09674) claims, with
+its place in the paper. `scorecard` judges each from the records in `data/results/`, which name the run that made them
+(`srlab verify` prints it): no claim holds a number of its own, and a verdict follows from intervals by code.
+Whether the records come out the same when parts of them are measured anew is asked in `recheck`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from srlab import ablation_verdicts, bench, cka_study, cka_verdicts, efficiency, kernel_study, runtime, unseen
+from srlab.cka_study import INPUT
+
+HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not tested yet"
+ONLY = "holds only for "
+SCORECARD = "scorecard"
+MARKS = "<!-- scorecard: srlab claims --update -->", "<!-- end of scorecard -->"
+SAME_LATENCY = 1.02
+"""Ratio of two times up to which they count as equal."""
+THREE_FOLD = 2.5
+"""Saving from which "three-fold" counts as met: three models replaced by one and a hyper-network."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the lab found about a claim."""
+
+    ours: str
+    """the finding, in words and numbers"""
+    verdict: str
+    """`HOLDS`, `FAILS`, `NOISE`, `OPEN`, or `ONLY` with what it holds for"""
+    value: float = float("nan")
+    """the number that stands for it, in `unit`"""
+    low: float = float("nan")
+    high: float = float("nan")
+    unit: str = ""
+    control: str = ""
+    """what the number has to be held against"""
+    rests_on: str = ""
+    """records, models and data"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper."""
+
+    name: str
+    statement: str
+    source: str
+    printed: Callable[[], str]
+    """the published number, read from `data/paper/`; "" where the paper gives none"""
+    notebook: str
+    judge: Callable[[], Evidence]
+
+
+def scorecard() -> pd.DataFrame:
+    """Every claim judged from the recorded results.
+
+    Returns:
+        A row per claim: claim, statement, source, published, ours, value, low, high, unit, control, verdict, rests_on,
+        notebook.
+
+    Raises:
+        RecordError: a record is missing or of other weights, pictures or settings than this project now has.
+    """
+    rows = []
+    for claim in CLAIMS:
+        about = {"claim": claim.name, "statement": claim.statement, "source": claim.source}
+        found = asdict(claim.judge())
+        row = about | {"published": claim.printed()} | found | {"notebook": claim.notebook}
+        rows.append(row)
+    columns = ["claim", "statement", "source", "published", "ours", "value", "low", "high", "unit", "control"]
+    return pd.DataFrame(rows)[[*columns, "verdict", "rests_on", "notebook"]]
+
+
+def lines(table: pd.DataFrame) -> Iterator[str]:
+    """The scorecard as text for a terminal: a block per claim."""
+    for row in table.itertuples():
+        yield f"{row.claim}: {row.verdict.upper()}"
+        yield f"    the paper ({row.source}): {row.statement}" + (f" [{row.published}]" if row.published else "")
+        yield f"    here: {row.ours}"
+        if row.control:
+            yield f"    beside: {row.control}"
+        yield f"    rests on {row.rests_on or 'nothing yet'}; shown in notebook {row.notebook[:2]}"
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The scorecard as a table for README: claim, the paper, here, beside, verdict."""
+    head = "| the paper says | here | to be held against | verdict | notebook |\n|---|---|---|---|---|\n"
+    cells = [
+        (row.statement, row.ours, row.control, f"**{row.verdict}**", f"[{row.notebook[:2]}](notebooks/{row.notebook})")
+        for row in table.itertuples()
+    ]
+    return head + "".join("| " + " | ".join(row) + " |\n" for row in cells)
+
+
+def update(table: pd.DataFrame) -> Iterator[Path]:
+    """Write the scorecard to `data/results/scorecard.csv` and, in a clone, between the marks in README.md."""
+    target = runtime.repo_data("results", f"{SCORECARD}.csv")
+    yield runtime.atomic_write(target, lambda draft: table.to_csv(draft, index=False, lineterminator="\n"))
+    readme = (runtime.project_root() or Path()) / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8")
+        if not all(mark in text for mark in MARKS):
+            raise ValueError(f"{readme} lacks the lines {' and '.join(MARKS)} that the scorecard stands between")
+        before, rest = text.split(MARKS[0])
+        after = rest.split(MARKS[1])[1]
+        text = f"{before}{MARKS[0]}\n{as_markdown(table)}{MARKS[1]}{after}"
+        yield runtime.atomic_write(readme, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+# what the paper printed
+
+
+def _nothing() -> str:
+    return ""
+
+
+def _printed_gain(upsampler: str, tables: Sequence[str]) -> str:
+    """Mean, lowest and highest published gain of one model for all scales over one model per scale."""
+    table = pd.read_csv(runtime.repo_data("paper", "tables.csv"))
+    table = table[table["table"].isin(tables)]
+    cells = table.pivot_table("psnr", ["table", "encoder", "dataset", "scale"], "upsampler")
+    gains = (cells[upsampler] - cells["SPConv"].fillna(cells["SPConv+"])).dropna()
+    return f"{gains.mean():+.2f} dB over {len(gains)} cells, {_span(gains, '+.2f')}; no interval"
+
+
+def _printed_latency(upsampler: str, other: str) -> str:
+    table = pd.read_csv(runtime.repo_data("paper", "efficiency.csv")).set_index("upsampler")["latency_ms"]
+    return f"{table[upsampler]:.2f} against {table[other]:.2f} ms, ratio {table[upsampler] / table[other]:.2f}"
+
+
+# encoders and kernels
+
+
+def _similar_encoders() -> Evidence:
+    record = cka_study.recorded_scales()
+    pairs = cka_verdicts.pairs_of_scales(cka_verdicts.of(record.rows, *cka_verdicts.MAIN), INPUT)
+    kinds = record.weights.groupby("series")["kind"].agg(lambda kind: "".join(sorted(set(kind))))
+    apart = pairs[pairs["series"].map(lambda series: "A" not in kinds[series])]  # not inherited from one another
+    above, known = apart[apart["to_floor"] == "above"], apart[apart["to_ceiling"] != ""]
+    at_ceiling = known[known["to_ceiling"] != "below"]
+    verdict = cka_verdicts.judge(len(above), len(apart))
+    if verdict == HOLDS and len(at_ceiling) < len(known):
+        verdict = f"{ONLY}the comparison with the picture itself, not with a second training"
+    elif verdict not in (HOLDS, FAILS):
+        verdict = f"{ONLY}{len(above)} of {len(apart)} pairs of scales"
+    return Evidence(
+        ours=f"CKA at the upsampler's input {_span(apart['estimate'])} in {len(apart)} pairs of scales trained apart, "
+        f"above the floor in {len(above)}, as high as two trainings of one scale in {len(at_ceiling)} of {len(known)}",
+        verdict=verdict,
+        value=apart["estimate"].mean(),
+        low=apart["low"].min(),
+        high=apart["high"].max(),
+        unit="CKA",
+        control=f"floor {_span(apart['floor'])} (the picture itself, or an untrained encoder), ceiling "
+        f"{_span(known['ceiling'])}, other pictures {_span(apart['null'])}",
+        rests_on="cka_scales, cka_weights: SMFANet, SMFANet+, BSRN on Urban100 crops",
+    )
+
+
+def _correlated_kernels() -> Evidence:
+    aligned, ceilings = _aligned_kernels()
+    above = sum(kernel_study.above_nulls(row) for _, row in aligned.iterrows())
+    nulls = aligned.apply(kernel_study.largest_null, axis=1)
+    return Evidence(
+        ours=f"after aligning channels {_span(aligned['value'])} for the part that varies inside a pixel, above every "
+        f"null in {above} of {len(aligned)} pairs of scales trained apart",
+        verdict=HOLDS if above == len(aligned) else f"{ONLY}{above} of {len(aligned)} pairs" if above else FAILS,
+        value=aligned["value"].mean(),
+        low=aligned["low"].min(),
+        high=aligned["high"].max(),
+        unit="correlation",
+        control=f"nulls at most {nulls.max():.2f}, ceiling (one scale, other data) {_span(ceilings.dropna())}",
+        rests_on="kernels_scales: SMFANet, BSRN on B100",
+    )
+
+
+def _one_kernel() -> Evidence:
+    aligned, ceilings = _aligned_kernels()
+    shares = (aligned["value"] / ceilings).dropna()
+    reached = int((aligned["high"] >= ceilings)[ceilings.notna()].sum())
+    return Evidence(
+        ours=f"kernels of two scales reach {shares.min():.0%} to {shares.max():.0%} of the correlation that two "
+        f"trainings of one scale reach; none closer would be expected of one function",
+        verdict=HOLDS if reached == len(shares) else f"{ONLY}{reached} of {len(shares)}" if reached else FAILS,
+        value=shares.mean(),
+        low=shares.min(),
+        high=shares.max(),
+        unit="share of the ceiling",
+        control=f"ceiling {_span(ceilings.dropna())}: one scale, trained on DIV2K and on DF2K",
+        rests_on="kernels_scales: SMFANet on B100",
+    )
+
+
+def _aligned_kernels() -> tuple[pd.DataFrame, pd.Series]:
+    """Pairs of scales trained apart, aligned, the part that varies inside a pixel; and the ceiling of each, or NaN."""
+    table = kernel_study.recorded_kernels()
+    chosen = (table["control"] == kernel_study.SCALES_APART) & (table["part"] == "varying")
+    rows = table[chosen & (table["basis"] == "aligned") & (table["provenance"] != "A")]
+    ceilings = [
+        kernel_study.ceiling(table, row.scale_a, row.scale_b, "aligned", "varying")
+        if row.a in kernel_study.TWINS
+        else float("nan")
+        for row in rows.itertuples()
+    ]
+    return rows, pd.Series(ceilings, index=rows.index)
+
+
+# costs
+
+
+def _training() -> Evidence:
+    table = efficiency.training_flops(("edsr-baseline", "edsr", "smfanet", "imdn", "bsrn"), ("igconv", "igconv+"))
+    fits = table[table["ratio"] <= 0.5 - 1 / 12]  # nearer to a third than to a half
+    heavy = table[table["fixed_upsampler"] == "spconv+"]
+    only = sorted(set(fits["encoder"]) - set(table[~table.index.isin(fits.index)]["encoder"]))
+    return Evidence(
+        ours=f"FLOPs of one training over those of three with as many steps each: {_span(table['ratio'])}; large "
+        f"encoders published with SPConv+ {_span(heavy['ratio'])}",
+        verdict=HOLDS if len(fits) == len(table) else f"{ONLY}{', '.join(only)}" if only else FAILS,
+        value=table["ratio"].median(),
+        low=table["ratio"].min(),
+        high=table["ratio"].max(),
+        unit="FLOPs, one / three",
+        control="1/3 if upsamplers cost nothing; says nothing of quality at equal steps, which is a claim of its own",
+        rests_on="counted on the models",
+    )
+
+
+def _storage() -> Evidence:
+    table = efficiency.stored_parameters(
+        ("edsr", "rdn", "rcan", "edsr-baseline", "smfanet", "smfanet+", "imdn", "bsrn")
+    ).set_index("encoder")
+    savings = table["saving_igconv"]
+    only = savings[savings >= THREE_FOLD].index
+    lost = savings[savings < 1].index
+    return Evidence(
+        ours=f"three models / one: {_span(savings)}"
+        + (f"; {', '.join(lost)} with IGConv is larger than its three models" if len(lost) else ""),
+        verdict=HOLDS if len(only) == len(savings) else f"{ONLY}{', '.join(only)}" if len(only) else FAILS,
+        value=savings.median(),
+        low=savings.min(),
+        high=savings.max(),
+        unit="times",
+        control="the hyper-network alone holds 512 numbers for each kernel element",
+        rests_on="counted on the models; equal to the paper's counts where it gives them",
+    )
+
+
+def _latency() -> Evidence:
+    return _ratio("instantiated IGConv", "SPConv", SAME_LATENCY, "an instantiated IGConv is an SPConv without bias")
+
+
+def _cheaper() -> Evidence:
+    return _ratio("instantiated IGConv+", "SPConv+", 1.0, "the paper timed on an NVIDIA A6000")
+
+
+def _ratio(ours: str, other: str, limit: float, control: str) -> Evidence:
+    row = bench.recorded_costs().set_index("case").loc[ours]
+    verdict = HOLDS if row["low"] <= limit else FAILS
+    return Evidence(
+        ours=f"time {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of {other}'s, memory "
+        f"{row['memory_ratio']:.2f}",
+        verdict=verdict,
+        value=row["ratio"],
+        low=row["low"],
+        high=row["high"],
+        unit=f"time / time of {other}",
+        control=control,
+        rests_on="bench: 64 channels, 640x360 to 1280x720, on a CPU",
+    )
+
+
+# quality
+
+
+def _not_trained_yet() -> Evidence:
+    """Quality claims at equal steps need the lab's own library of models, trained under one recipe."""
+    return Evidence(ours="needs models trained with one recipe for each scale and for all", verdict=OPEN)
+
+
+def _frequency_loss() -> Evidence:
+    return _part("FFT loss", "snr4", "signal-to-noise in the highest octave")
+
+
+def _fgrep() -> Evidence:
+    found = _part("FGRep", "psnr_y", "PSNR")
+    stored = "no parameter and no operation more once instantiated"
+    verdict = FAILS if found.verdict == FAILS else HOLDS
+    return Evidence(**{**asdict(found), "ours": f"{stored}; {found.ours}", "verdict": verdict})
+
+
+def _part(part: str, measure: str, what: str) -> Evidence:
+    table = ablation_verdicts.effects(ablation_verdicts.recorded(), [measure])
+    row = table[(table["part"] == part) & (table["scale"] == "all")].iloc[0]
+    low, high = min(row["pictures_low"], row["seeds_low"]), max(row["pictures_high"], row["seeds_high"])
+    return Evidence(
+        ours=f"{what} {row['gain']:+.3f} dB [{low:+.3f}, {high:+.3f}] with it, against equal training without",
+        verdict={"helps": HOLDS, "hurts": FAILS}.get(row["verdict"], NOISE),
+        value=row["gain"],
+        low=low,
+        high=high,
+        unit="dB",
+        control="same seeds, crops and steps without the part; interval over pictures and over seeds, the wider end",
+        rests_on="ablation: EDSR-nano with IGConv+ on BSDS500",
+    )
+
+
+def _unseen() -> Evidence:
+    rows = unseen.recorded_unseen()
+    new = {scale: d for scale, d in unseen.differences(rows) if not rows[rows["scale"] == scale]["trained"].any()}
+    over = {scale: d for scale, d in unseen.differences(rows, unseen.BICUBIC) if scale in new}
+    means = pd.Series({scale: d.interval.mean for scale, d in new.items()})
+    better = [scale for scale, d in new.items() if d.interval.low > 0]
+    gains = pd.Series({scale: d.interval.mean for scale, d in over.items()})
+    return Evidence(
+        ours=f"at {', '.join(f'x{scale}' for scale in new)} {_span(means, '+.3f')} dB against the detour through the "
+        f"trained x4, {_span(gains, '+.2f')} dB over bicubic",
+        verdict=HOLDS if len(better) == len(new) else f"{ONLY}x{better}" if better else FAILS,
+        value=means.mean(),
+        low=min(d.interval.low for d in new.values()),
+        high=max(d.interval.high for d in new.values()),
+        unit="dB",
+        control="the trained x4, resized bicubically to the scale asked for",
+        rests_on="unseen_scales: bundled EDSR-tiny with IGConv on B100",
+    )
+
+
+def _span(values: pd.Series, form: str = ".2f") -> str:
+    low, high = format(values.min(), form), format(values.max(), form)
+    return low if low == high else f"{low} to {high}"
+
+
+CLAIMS = (
+    Claim("similar-encoders", "Encoders trained at different scales extract similar features.", "abstract",
+          _nothing, "04_encoder_similarity_cka.ipynb", _similar_encoders),
+    Claim("correlated-kernels", "Sub-pixel convolutions trained at different scales are significantly correlated.",
+          "abstract", _nothing, "05_kernels_across_scales.ipynb", _correlated_kernels),
+    Claim("one-kernel", "One continuous kernel lies behind the sub-pixel convolutions of all scales.", "method",
+          _nothing, "05_kernels_across_scales.ipynb", _one_kernel),
+    Claim("comparable-quality", "One model with IGConv is on a par with one model per scale.", "Tables 2 and 3",
+          lambda: _printed_gain("IGConv", ("Table 2", "Table 3")),
+          "08_train_one_model_for_all_scales.ipynb", _not_trained_yet),
+    Claim("training-budget", "Training one model costs a third of training three.", "abstract",
+          _nothing, "07_implicit_grid_convolution.ipynb", _training),
+    Claim("stored-parameters", "One model stores a third of the parameters of three.", "abstract",
+          _nothing, "07_implicit_grid_convolution.ipynb", _storage),
+    Claim("same-latency", "An instantiated IGConv takes as long as SPConv.", "Figure 1a",
+          lambda: _printed_latency("IGConv", "SPConv"), "07_implicit_grid_convolution.ipynb", _latency),
+    Claim("cheaper", "IGConv+ takes less time and memory than SPConv+.", "Figure 1a",
+          lambda: _printed_latency("IGConv+", "SPConv+"), "07_implicit_grid_convolution.ipynb", _cheaper),
+    Claim("igconv+-better", "IGConv+ is better than one model per scale.", "Tables 2, 3 and 4",
+          lambda: _printed_gain("IGConv+", ("Table 2", "Table 3", "Table 4")),
+          "08_train_one_model_for_all_scales.ipynb", _not_trained_yet),
+    Claim("frequency-loss", "A frequency loss treats spectral bias.", "abstract",
+          _nothing, "06_spectral_bias.ipynb", _frequency_loss),
+    Claim("fgrep", "FGRep, an ensemble inside the kernel, is free of charge.", "method",
+          _nothing, "07_implicit_grid_convolution.ipynb", _fgrep),
+    Claim("unseen-scales", "The continuous kernel serves scales that were never trained.", "not claimed, would follow",
+          _nothing, "07_implicit_grid_convolution.ipynb", _unseen),
+)  # fmt: skip
+"""In the order of the paper's argument."""

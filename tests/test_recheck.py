@@ -1,0 +1,52 @@
+"""Records measured anew: what counts as reproduced, and what is said when it cannot be measured."""
+
+import math
+
+import pytest
+
+from srlab import fetch, recheck
+
+
+def check(now, low=0.4, high=0.6):
+    return recheck.Check("record", "a number", 0.5, low, high, now)
+
+
+@pytest.mark.parametrize(
+    ("now", "inside", "words"),
+    [
+        (0.5, True, "reproduced"),
+        (0.61, False, "NOT REPRODUCED"),
+        (0.6004, True, "reproduced"),
+        (None, None, "not m"),
+    ],
+)
+def test_inside_means_in_the_interval_on_record(now, inside, words):
+    assert check(now).inside is inside
+    assert words in check(now).line()
+
+
+def test_what_cannot_be_had_is_named_and_the_rest_goes_on(monkeypatch):
+    def absent():
+        raise fetch.FetchError("no network: imdn-x2 is not here")
+        yield
+
+    monkeypatch.setattr(recheck, "PARTS", {"absent": absent, "here": lambda: iter([check(0.5)])})
+    lost, found = recheck.recheck()
+    assert lost.inside is None
+    assert math.isnan(lost.value)
+    assert "imdn-x2 is not here" in lost.line()
+    assert found.inside
+    assert recheck.table([lost, found])["inside"].tolist() == [None, True]
+    assert [part.record for part in recheck.recheck("smoke")] == ["absent"]
+
+
+@pytest.mark.benchmark_data("b100")
+def test_scales_never_trained_come_out_again():
+    assert all(part.inside for part in recheck.PARTS["unseen_scales"]())
+
+
+@pytest.mark.benchmark_data("set5")
+def test_scores_of_the_bundled_model_come_out_again():
+    parts = list(recheck.PARTS["benchmarks"]())
+    assert len(parts) == 3
+    assert all(part.inside and abs(part.now - part.value) < 1e-3 for part in parts)
