@@ -61,6 +61,9 @@ class Recipe:
     upsampler have it. On the command line NAME=VALUE, as in channels=16 fgrep=false."""
     data: str = "bsd400"
     """Training pictures: a named set or a folder. The paper uses DIV2K, which has to be given as a folder."""
+    start_from: str = ""
+    """Weights to begin with instead of random ones: a file, or a name of `srlab models`. The encoder must fit; of the
+    upsampler whatever has the same name and shape is taken."""
     steps: int = 300_000
     """Optimiser steps. The paper gives one multi-scale model the steps of one fixed-scale model."""
     micro_batch: int = 4

@@ -32,12 +32,15 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from srlab import datasets, images, losses, models, runtime, weights
+from srlab import datasets, images, losses, models, runtime, transfer, weights
 from srlab.recipes import RECIPES, Recipe, field_docs
 
 __all__ = ["RECIPES", "Recipe", "Result", "TrainingError", "field_docs", "fit"]
 
 CHECKPOINT_FORMAT = 1
+
+OnLog = Callable[[dict[str, float], models.SRModel], None]
+"""Called with each new row of the log and the model in training."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def fit(
     *,
     resume: bool = True,
     store: datasets.CropStore | None = None,
-    on_log: Callable[[dict[str, float], models.SRModel], None] | None = None,
+    on_log: OnLog | None = None,
     stop_after: int | None = None,
     accelerator: str = "auto",
 ) -> Result:
@@ -104,9 +107,7 @@ def fit(
         print(f"stopped at step {run.step} of {recipe.steps}; to go on: srlab train --resume {folder}")
     model = run.finished_model()
     if run.step == recipe.steps:
-        card = {"recipe": dataclasses.asdict(recipe), "step": run.step, "weights": "ema" if recipe.ema else "raw",
-                "data": store.name, "commit": runtime.commit()}  # fmt: skip
-        weights.save(model, folder / "model.safetensors", card)
+        weights.save(model, folder / "model.safetensors", run.card(store))
     return Result(model, run.log, folder, run.step)
 
 
@@ -119,11 +120,13 @@ class _Run:
         self.fabric = Fabric(accelerator=accelerator, devices=1)
         torch.manual_seed(recipe.seed)
         self.model = recipe.build()
+        self.start = checkpoint.get("start") if checkpoint else transfer.start_from(self.model, recipe.start_from)
         self.model.to(self.fabric.device, memory_format=torch.channels_last).train()
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         optimizer = torch.optim.Adam(self.model.parameters(), recipe.learning_rate, recipe.betas, fused=True)
         self.network, self.optimizer = self.fabric.setup(self.model, optimizer)
-        self.step, self.log, self.window, self.seconds = 0, [], {}, 0.0
+        self.step, self.log, self.window = 0, [], {}
+        self.seconds, self.cpu_seconds = 0.0, 0.0
         if checkpoint:
             self._restore(checkpoint)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,7 @@ class _Run:
 
     def take_step(self, store: datasets.CropStore) -> None:
         """One optimiser step: several micro-batches, each with a scale of its own."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(self.step)
@@ -159,6 +162,7 @@ class _Run:
         now = {**parts, "gradient_norm": norm, "count": 1}
         self.window = {name: self.window.get(name, 0.0) + value for name, value in now.items()}
         self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.process_time() - cpu_started
 
     def _scales_of_step(self) -> dict[int, list[torch.Generator]]:
         """Draw each micro-batch's scale; those that drew the same one are computed together, their kernel only once."""
@@ -209,9 +213,11 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "start": self.start,
             "log": self.log,
             "window": self.window,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
         }
         runtime.atomic_write(self.folder / "last.ckpt", lambda path: torch.save(state, path))
 
@@ -226,6 +232,8 @@ class _Run:
             raise TrainingError(f"{path} is no checkpoint of this trainer: expected format {CHECKPOINT_FORMAT}")
         asked = _plain(self.recipe)
         there = _plain(Recipe()) | state["recipe"]  # a field that is younger than the checkpoint had its default
+        if transfer.same_start(self.recipe.start_from, state.get("start")):  # both may have moved
+            there["start_from"] = self.recipe.start_from
         other = [
             f"{name}: {there[name]!r} there, {asked[name]!r} asked" for name in asked if there[name] != asked[name]
         ]
@@ -241,7 +249,22 @@ class _Run:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.step, self.log = state["step"], state["log"]
-        self.window, self.seconds = state["window"], state["seconds"]
+        self.window, self.seconds, self.cpu_seconds = state["window"], state["seconds"], state.get("cpu_seconds", 0.0)
+
+    def card(self, store: datasets.CropStore) -> dict[str, Any]:
+        """What the finished weights say about themselves."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step,
+            "weights": "ema" if self.ema else "raw",
+            "data": store.name,
+            "start": self.start,
+            "seconds": round(self.seconds, 1),  # of training steps alone, as the log has them
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "device": str(self.fabric.device),
+            "threads": torch.get_num_threads(),
+            "commit": runtime.commit(),
+        }
 
     def finished_model(self) -> models.SRModel:
         return (self.ema.module if self.ema else self.model).eval()

@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from srlab import train
+from srlab import sweeps, train
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder, as it was begun"
     )
+    parser.add_argument("--sweep", metavar="NAME", help=f"train a list of recipes: {', '.join(sweeps.SWEEPS)}")
+    parser.add_argument("--part", metavar="I/N", help="with --sweep: the share of process I of N, as in 1/2")
     parser.add_argument("--stop-after", type=int, metavar="STEPS", help="stop after so many steps, with a checkpoint")
     fields = parser.add_argument_group("fields of the recipe", "Defaults are the paper's; a named recipe sets its own.")
     docs, types = train.field_docs(), typing.get_type_hints(train.Recipe)
@@ -75,6 +77,11 @@ def run(options: argparse.Namespace) -> int:
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items()}
     name, folder = values.pop("recipe"), values.pop("folder")
     resume, stop_after = values.pop("resume"), values.pop("stop_after")
+    sweep, part = values.pop("sweep"), values.pop("part")
+    if sweep or part:
+        if not sweep or name or values or resume or stop_after:
+            raise ValueError("--sweep trains the recipes of a list as they are: only --part and --folder go with it")
+        return _run_sweep(sweep, folder or Path("runs") / sweep, part or "1/1")
     if resume:
         if name or values or folder:
             raise ValueError("--resume goes on with the recipe in its folder: leave out recipe, fields and --folder")
@@ -96,3 +103,11 @@ def run(options: argparse.Namespace) -> int:
         f"done: {result.folder / 'model.safetensors'} (srlab evaluate {result.folder / 'model.safetensors'} --scale 2)"
     )
     return 0
+
+
+def _run_sweep(name: str, folder: Path, part: str) -> int:
+    outcomes = sweeps.run(sweeps.named(name), folder, part=part)
+    states = [outcome.state for outcome in outcomes]
+    if "interrupted" in states:
+        return 130
+    return int("failed" in states)
