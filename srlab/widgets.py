@@ -13,7 +13,8 @@ import io
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from string import Template
 
 import ipywidgets
@@ -29,14 +30,15 @@ from PIL import Image
 from srlab import figures, panels
 
 DOTS_PER_INCH = 110
+PAGES_KEPT = 64  # drawings of one widget that are remembered: going back to a value costs nothing
 ERROR_RANGE = 32  # grey levels at the bright end of an error map; fixed, so that two maps can be compared
 
 
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
     """Put `controls` above the figure that `draw` makes of their values; drawn anew when a control is let go.
 
-    An error in the first drawing is the cell's error. Later ones happen in callbacks, where nobody would see them: they
-    are shown in place of the figure, and under pytest raised as well, so that a test that moves a control fails.
+    An error in the first drawing is the cell's error; later ones are shown in place of the figure (`errors_shown_in`).
+    The last drawings are kept, so `draw` must depend on nothing but the controls.
 
     Args:
         draw: called with one keyword argument per control; returns a figure, which is closed after use.
@@ -46,17 +48,17 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywi
         The whole as one widget; `.children[0].children` are the controls.
     """
     picture = ipywidgets.Output()
+    pages: dict[str, str] = {}
 
     def redraw(_: object = None) -> None:
         values = {name: control.value for name, control in controls.items()}
-        try:
-            page = _figure_html(draw(**values), _words(values, controls))
-        except Exception as error:
-            _put(picture, _error_html(error, _words(values, controls)))
-            if "PYTEST_CURRENT_TEST" in os.environ:
-                raise
-        else:
-            _put(picture, page)
+        key, words = repr(values), _words(values, controls)
+        with errors_shown_in(picture, words):
+            if key not in pages:
+                pages[key] = figure_page(draw(**values), words)
+            show_page(picture, pages[key])
+            if len(pages) > PAGES_KEPT:
+                del pages[next(iter(pages))]
 
     for name, control in controls.items():
         if hasattr(control, "continuous_update"):
@@ -66,15 +68,35 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywi
             control.style.description_width = "initial"  # else long names are cut off
         control.layout.width = control.layout.width or f"calc(18em + {len(control.description)}ch)"
     values = {name: control.value for name, control in controls.items()}
-    _put(picture, _figure_html(draw(**values), _words(values, controls)))
+    pages[repr(values)] = figure_page(draw(**values), _words(values, controls))
+    show_page(picture, pages[repr(values)])
     for control in controls.values():
         control.observe(redraw, "value")
     row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
     return ipywidgets.VBox([row, picture])
 
 
-def _put(output: ipywidgets.Output, page: str) -> None:
-    """Replace what an Output shows, in one message: it does not flicker, and it works from any thread."""
+@contextmanager
+def errors_shown_in(output: ipywidgets.Output, words: str) -> Iterator[None]:
+    """Show an exception in place of the picture, and raise it when a test is running.
+
+    An error in a callback stops nothing and is printed nowhere a user would look; so it is put where the picture would
+    be. Under pytest it is raised as well, so that a test that moves a control fails.
+
+    Args:
+        output: where the picture would be.
+        words: what was to be shown, such as the values of the controls.
+    """
+    try:
+        yield
+    except Exception as error:
+        show_page(output, _error_html(error, words))
+        if "PYTEST_CURRENT_TEST" in os.environ:
+            raise
+
+
+def show_page(output: ipywidgets.Output, page: str) -> None:
+    """Replace what an Output shows by HTML, in one message: it does not flicker, and it works from any thread."""
     data = {"text/html": page, "text/plain": "interactive figure"}
     output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
@@ -85,8 +107,12 @@ def _words(values: Mapping[str, object], controls: Mapping[str, ipywidgets.Widge
     return ", ".join(f"{controls[name].description.strip(' :')} {text}" for name, text in shown.items())
 
 
-def _figure_html(fig: Figure, words: str) -> str:
-    """A figure as an image with a text alternative: the values it was drawn for and the titles in it."""
+def figure_page(fig: Figure, words: str) -> str:
+    """A figure as an image with a text alternative: the values it was drawn for and the titles in it.
+
+    Raises:
+        TypeError: not a figure.
+    """
     if not isinstance(fig, Figure):
         raise TypeError(f"draw returned {type(fig).__name__}, expected a matplotlib Figure: is its `return` missing?")
     buffer = io.BytesIO()
@@ -190,8 +216,8 @@ def compare(
     """Two pictures under one handle: left of it the first, right of it the second.
 
     Plain HTML with a few words of inline script: it works in JupyterLab, in a dashboard and in an exported page,
-    without a kernel. Handle, zoom and box are reached with the Tab key and moved with the arrow keys; a zoomed picture
-    scrolls.
+    without a kernel. The border is dragged on the picture, by mouse or finger, or moved below it; handle, zoom and box
+    are reached with the Tab key and moved with the arrow keys; a zoomed picture scrolls.
 
     Args:
         before, after: pictures of one size, (3, H, W); uint8, or float in [0, 1].
@@ -227,9 +253,11 @@ def _layers(pictures: list[np.ndarray], labels: tuple[str, str], kind: str, alt:
     images = []
     for side, pixels, label in zip(("first", "second"), pictures, labels, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray((pixels * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+        Image.fromarray((pixels * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(
+            buffer, "PNG", compress_level=1
+        )  # a third of the time of the default for 8 % more bytes
         text = html.escape(f"{label}. {alt}".strip())
-        images.append(f'<img class="{side} {kind}" alt="{text}" src="{_data_url(buffer)}">')
+        images.append(f'<img draggable="false" class="{side} {kind}" alt="{text}" src="{_data_url(buffer)}">')
     return "".join(images)
 
 
@@ -245,7 +273,9 @@ def _error_map(pixels: np.ndarray, truth: np.ndarray) -> np.ndarray:
 _COMPARE = Template("""<div class="srlab-compare" style="--cut:50%;--zoom:1;--ratio:$ratio;max-width:${width}px">
 <style>
 .srlab-compare .frame { overflow: auto; aspect-ratio: var(--ratio); outline: 1px solid #888; }
-.srlab-compare .stack { position: relative; width: calc(var(--zoom) * 100%); aspect-ratio: var(--ratio); }
+.srlab-compare .stack { position: relative; width: calc(var(--zoom) * 100%); aspect-ratio: var(--ratio);
+  cursor: ew-resize; user-select: none; touch-action: pan-y; }
+.srlab-compare.zoomed .stack { touch-action: auto; }
 .srlab-compare .stack img { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; margin: 0;
   image-rendering: pixelated; }
 .srlab-compare .second { clip-path: inset(0 0 0 var(--cut)); }
@@ -259,14 +289,18 @@ _COMPARE = Template("""<div class="srlab-compare" style="--cut:50%;--zoom:1;--ra
 </style>
 <div class="names"><span>&#9664; $first</span><span>$second &#9654;</span></div>
 <div class="frame" tabindex="0" data-lm-suppress-shortcuts="true" role="group"
- aria-label="two pictures; scrolls when zoomed"><div class="stack">$views
+ aria-label="two pictures; scrolls when zoomed"><div class="stack" onpointerdown="this.onpointermove(event)"
+ onpointermove="if (event.buttons % 2) { const box = this.getBoundingClientRect(),
+ handle = this.closest('.srlab-compare').querySelector('input[type=range]');
+ handle.value = 100 * (event.clientX - box.left) / box.width; handle.oninput(); }">$views
 <div class="line"></div></div></div>
 <label>border between the two (per cent of the width)
 <input type="range" min="0" max="100" value="50" step="1" data-lm-suppress-shortcuts="true"
  oninput="this.closest('.srlab-compare').style.setProperty('--cut', this.value + '%')"></label>
 <label>zoom (times)
 <input type="range" min="1" max="8" value="1" step="0.5" data-lm-suppress-shortcuts="true"
- oninput="this.closest('.srlab-compare').style.setProperty('--zoom', this.value)"></label>
+ oninput="const all = this.closest('.srlab-compare'); all.style.setProperty('--zoom', this.value);
+ all.classList.toggle('zoomed', this.value > 1)"></label>
 $toggle</div>""")
 
 _TOGGLE = Template("""<label><input type="checkbox" data-lm-suppress-shortcuts="true"
