@@ -1,6 +1,8 @@
 # Thin targets: each makes .venv when needed, then calls one command that can be typed by hand (CONTRIBUTING.md, Windows).
 #   make figures   run every notebook, write results/ and print where to look
 #   make lab       open the notebooks in JupyterLab
+#   make dashboard the playground as a page, without code
+#   make student   copies of the notebooks without solutions, in results/student
 #   make test      run all tests, notebooks included
 #   make lint      check style; "make format" repairs it
 #   make clean     remove what was made, keep .venv
@@ -13,13 +15,23 @@ PY := $(VENV)/bin/python
 # The stamp's name holds a checksum of what is to be installed: an edited list is installed, a mere "touch" is not.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: figures lab test lint format clean
+DASHBOARD := $(VENV)/dashboard-$(notdir $(STAMP))
+
+.PHONY: figures lab dashboard student test lint format clean
 
 figures: $(STAMP)
 	$(PY) -m srlab figures
 
 lab: $(STAMP)
 	$(PY) -m jupyterlab --notebook-dir=notebooks
+
+# Cells that teach (tags "lesson", "solution") are for the notebook; the page has the playground alone.
+dashboard: $(DASHBOARD)
+	$(PY) -m voila notebooks/10_playground.ipynb --theme=light --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_cell_tags="['lesson', 'solution']"
+
+student: $(STAMP)
+	$(PY) -m srlab student
 
 test: $(STAMP)
 	$(PY) -m pytest
@@ -45,3 +57,7 @@ $(STAMP):
 	"$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/installed-* && touch $(STAMP)
+
+$(DASHBOARD): $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dashboard]'
+	@rm -f $(VENV)/dashboard-* && touch $(DASHBOARD)

@@ -1,4 +1,4 @@
-"""Command line room: `srlab figures, train, evaluate, upscale, cka, claims, verify, fetch, models, doctor`.
+"""Command line room: `srlab figures, student, train, evaluate, upscale, cka, claims, verify, fetch, models, doctor`.
 
 Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
 by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
@@ -138,6 +138,22 @@ def _figures(options: argparse.Namespace) -> int:
     notebooks = gallery.find_notebooks(names=options.notebooks)
     outcomes = gallery.run_all(notebooks, options.results, options.timeout)
     return int(any(outcome.error for outcome in outcomes))
+
+
+def _student_options(parser: Parser) -> None:
+    parser.add_argument("notebooks", nargs="*", help="beginnings of file names, such as 02; default: all")
+    parser.add_argument("--folder", type=Path, help="folder to write to; default: results/student")
+    parser.add_argument("--home", default="", metavar="URL", help="GitHub repository to open them from: adds buttons")
+    parser.add_argument("--solutions", action="store_true", help="keep the solutions, for colleagues")
+
+
+def _student(options: argparse.Namespace) -> int:
+    from srlab import classroom, gallery
+
+    how = {"home": options.home, "solutions": options.solutions}
+    copies = classroom.write_student_copies(gallery.find_notebooks(names=options.notebooks), options.folder, **how)
+    print(f"{len(copies)} notebooks {'with' if options.solutions else 'without'} solutions in {copies[0].parent}")
+    return 0
 
 
 # train
@@ -365,6 +381,9 @@ COMMANDS = {
         _figures_options,
         _figures,
         "srlab figures 02 --profile smoke",
+    ),
+    "student": Command(
+        "copy the notebooks without their solutions", _student_options, _student, "srlab student 00 01 --folder class"
     ),
     "train": Command(
         "train a model; --help shows every field of a recipe",
