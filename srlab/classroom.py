@@ -19,9 +19,9 @@ from srlab import runtime
 SOLUTION = "solution"
 """Tag of cells that hold one."""
 
-# Colab has torch and most of the rest and must keep its versions: a newer ipykernel would break the one that runs. So the
-# library comes without its dependencies, then those that may be absent; not with -e, because what was installed so is
-# not found before a restart.
+# Colab has torch and most of the rest and must keep its versions: a newer ipykernel would break the one that runs. So
+# the library comes without its dependencies, then those that may be absent; not with -e, because what was installed so
+# is not found before a restart.
 COLAB_CELL = """# Colab only: brings the library with its pictures and weights. Elsewhere it does nothing.
 import importlib.util
 import subprocess

@@ -1,8 +1,8 @@
 """Gallery room: runs the notebooks without a browser and lays their figures out on one page.
 
 Takes the notebooks of the clone; gives, below `results/`, executed copies and HTML (`notebooks/`), the figures that
-`runtime.Run.save` wrote (`figures/`) and `index.html`, which shows them with their captions, numbers and provenance.
-The page needs nothing but itself. Notebooks in git are read, never written.
+`runtime.Run.save` wrote (`figures/`) and `index.html`, which `index_page.py` lays out. Notebooks in git are read, never
+written.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
-from srlab import runtime
+from srlab import index_page, runtime
+from srlab.index_page import count
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -102,14 +102,14 @@ def run_all(
     notebooks = list(notebooks)
     results = (results or runtime.results_dir()).resolve()
     profile = runtime.profile()
-    say(f"running {_count(notebooks, 'notebook')}, profile {profile}, into {results}")
+    say(f"running {count(notebooks, 'notebook')}, profile {profile}, into {results}")
     outcomes = []
     try:
         for number, path in enumerate(notebooks, 1):
             say(f"[{number}/{len(notebooks)}] {path.stem} ... ", end="", flush=True)
             outcome = run_notebook(path, results, timeout)
             outcomes.append(outcome)
-            figures = _count(range(outcome.figures), "figure")
+            figures = count(range(outcome.figures), "figure")
             ending = f"FAILED in {outcome.failed_cell}: {outcome.error}" if outcome.error else figures
             say(f"{outcome.seconds:.0f} s, {ending}", flush=True)
     finally:  # after Ctrl-C too: what is done can be looked at
@@ -308,49 +308,16 @@ def _saved_names(source: str) -> list[str]:
     return names
 
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>SR Lab: figures</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 1rem/1.55 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 62rem; }
-a { color: LinkText; }
-img { max-width: 100%; height: auto; background: white; }
-figure { margin: 1.5rem 0 2.5rem; }
-figcaption { margin-top: .4rem; }
-small { opacity: .85; overflow-wrap: anywhere; }
-section { border-top: 1px solid; margin-top: 2rem; }
-.failed { border-left: .3rem solid #b00; padding-left: .6rem; }
-</style>
-</head>
-<body>
-<header><h1>SR Lab: figures</h1><p>$summary</p></header>
-<nav aria-label="Notebooks"><ol>$contents</ol></nav>
-<main>$sections</main>
-</body>
-</html>
-""")
-
-
 def write_index(results: Path) -> Path:
-    """Write `results/index.html` from the notes on notebooks and the figures found below `results`."""
-    outcomes = _read_outcomes(results)
-    figures = read_figures(results)
-    known = {outcome.notebook for outcome in outcomes}
-    sections = [_section(o, [f for f in figures if f.get("notebook") == o.notebook]) for o in outcomes]
-    if others := [figure for figure in figures if figure.get("notebook") not in known]:
-        sections.append(f"<section><h2>Other figures</h2>{''.join(map(_figure, others))}</section>")
-    failed = sum(bool(outcome.error) for outcome in outcomes)
-    trouble = f"; {failed} of them failed" if failed else ""
-    page = PAGE.substitute(
-        summary=f"{_count(figures, 'figure')} from {_count(outcomes, 'notebook')}{trouble}.",
-        contents="".join(map(_entry, outcomes)),
-        sections="\n".join(sections),
-    )
+    """Write `results/index.html` from the scorecard, the notes on notebooks and the figures found below `results`."""
+    page = index_page.compose(_read_outcomes(results), read_figures(results), _scorecard(results), results)
     return runtime.atomic_write(results / "index.html", lambda draft: draft.write_text(page, encoding="utf-8"))
+
+
+def _scorecard(results: Path) -> Path | None:
+    """The scorecard made with these results, else the one that ships with the project."""
+    candidates = (results / "scorecard.csv", runtime.repo_data("results", "scorecard.csv"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_outcomes(results: Path) -> list[Outcome]:
@@ -361,42 +328,3 @@ def _read_outcomes(results: Path) -> list[Outcome]:
         except (ValueError, TypeError):  # written by another version, or damaged
             continue
     return found
-
-
-def _entry(outcome: Outcome) -> str:
-    failed = " (failed)" if outcome.error else ""
-    return f'<li><a href="#{_text(outcome.notebook)}">{_text(outcome.title or outcome.notebook)}</a>{failed}</li>'
-
-
-def _section(outcome: Outcome, figures: list[dict[str, Any]]) -> str:
-    name, where, error = (_text(value) for value in (outcome.notebook, outcome.failed_cell, outcome.error))
-    trouble = f'<p class="failed"><strong>Failed</strong> in {where}: {error}</p>' if error else ""
-    return (
-        f'<section id="{name}"><h2>{_text(outcome.title or outcome.notebook)}</h2>'
-        f'<p><a href="notebooks/{name}.html">Notebook {name} as a page</a>, '
-        f'<a href="notebooks/{name}.ipynb">executed notebook</a><br>'
-        f"<small>profile {_text(outcome.profile)}, {outcome.seconds:.0f} s, commit {_text(outcome.commit)}</small></p>"
-        f"{trouble}{''.join(map(_figure, figures))}</section>"
-    )
-
-
-def _figure(figure: dict[str, Any]) -> str:
-    name, caption = _text(figure["name"]), _text(figure.get("caption", ""))
-    made = ", ".join(f"{key} {figure.get(key)}" for key in ("seed", "profile", "commit", "date", "device"))
-    packages = ", ".join(f"{package} {version}" for package, version in figure.get("versions", {}).items())
-    kinds = (("csv", "numbers (CSV)"), ("pdf", "PDF"), ("svg", "SVG"), ("json", "provenance (JSON)"))
-    links = ", ".join(f'<a href="figures/{name}.{suffix}">{label}</a>' for suffix, label in kinds)
-    return (
-        f'<figure id="figure-{name}"><a href="figures/{name}.png">'
-        f'<img src="figures/{name}.png" alt="{caption}" loading="lazy"></a>'
-        f"<figcaption>{caption}<br><small>{name}: {links}<br>{_text(made)}, {_text(packages)}; "
-        f"numbers sha256 {_text(figure.get('data_sha256'))[:12]}</small></figcaption></figure>"
-    )
-
-
-def _count(things: Sized, name: str) -> str:
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
