@@ -78,10 +78,10 @@ def report() -> Iterator[str]:
 
 
 def models() -> list[str]:
-    """Lines of `srlab models`: a row for every set of weights with a name."""
+    """Lines of `srlab models`: a row for every set of weights with a name, and what the classes of provenance mean."""
     from srlab import weights
 
-    head = ("name", "model", "scales", "parameters", "trained on", "licence", "here")
+    head = ("name", "model", "scales", "parameters", "trained on", "licence", "class", "here")
     rows = [
         (
             card.name,
@@ -90,11 +90,13 @@ def models() -> list[str]:
             f"{card.parameters:,}",
             card.trained_on,
             card.licence.split(":")[0],
+            card.provenance if card.provenance in weights.PROVENANCE else "-",
             "yes" if card.is_here else f"srlab fetch {card.name}",
         )
         for card in weights.cards()
     ]
-    return in_columns([head, *rows])
+    classes = [f"class {letter}: {meaning}" for letter, meaning in weights.PROVENANCE.items()]
+    return [*in_columns([head, *rows]), *classes, "also: bicubic (needs no weights), or a checkpoint file"]
 
 
 def about_model(name: str) -> list[str]:

@@ -50,7 +50,7 @@ class Interval:
         return not self.low <= value <= self.high
 
     def __str__(self) -> str:
-        return f"{self:.{_digits(self)}f}"
+        return f"{self:z.{_digits(self)}f}"  # z: a difference of -0.001 is printed as 0.00, not as -0.00
 
     def __format__(self, spec: str) -> str:
         """`f"{interval:.4f}"` writes the mean and both ends so; without a format, as many digits as mean something."""

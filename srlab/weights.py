@@ -297,7 +297,7 @@ def _known(name: str) -> Path:
     """Path of a bundled file."""
     if name not in _bundled():
         near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(f"no weights called {name!r}{hint} All names: {', '.join(names())}")
     return _bundled()[name]
 

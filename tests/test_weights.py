@@ -318,8 +318,10 @@ def test_public_tensors_in_a_safetensors_file_of_others_are_read_too(tmp_path):
 
 
 def test_a_wrong_name_gets_near_ones():
-    with pytest.raises(ValueError, match=r"imdn-x2.*All names"):
+    with pytest.raises(ValueError, match=r"imdn-x2.*\? All names"):
         weights.load("imdn_x2")
+    with pytest.raises(ValueError, match=r"called 'zzz'\. All names"):
+        weights.load("zzz")
 
 
 def test_every_published_card_is_complete():
