@@ -215,6 +215,9 @@ def _model(name: str, scale: int) -> Any:
         return _loaded(compare.own_model, name)
     per_scale = f"{name}-x{scale}"
     known = weights.names()
+    series = [other for other in known if re.fullmatch(rf"{re.escape(name)}-x\d+", other)]
+    if series and per_scale not in series:
+        raise ValueError(f"no weights of {name} for x{scale}, only {', '.join(series)}; IGConv models take any scale")
     return _loaded(weights.load, per_scale if name not in known and per_scale in known else name)
 
 

@@ -273,6 +273,8 @@ def test_one_name_serves_a_series_of_fixed_scale_weights(monkeypatch):
     for scale in (2, 3):
         cli._model("imdn", scale)
     cli._model("imdn-x4", 2)
+    with pytest.raises(ValueError, match="no weights of imdn for x5, only imdn-x2, imdn-x3, imdn-x4"):
+        cli._model("imdn", 5)
     cli._loaded.cache_clear()
     assert asked == ["imdn-x2", "imdn-x3", "imdn-x4"]
 
@@ -352,7 +354,7 @@ def test_fetch_gets_sets_and_weights(capsys):
 def test_models_lists_every_name_with_licence_and_the_command_for_absent_ones(offline, capsys):
     assert cli.main(["models"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert set(lines) == {"name", *weights.names()}
+    assert set(lines) == {"name", *weights.names(), "class", "also:"}
     assert "srlab fetch imdn-x2" in lines["imdn-x2"]
     assert cli.main(["models", "imdn-x2"]) == 0
     assert "arXiv 1909.11856" in capsys.readouterr().out
