@@ -5,6 +5,8 @@ Nothing here is a belief: every word follows from an interval in the table, so t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from srlab.cka_study import BLOCKS, FLOORS, INPUT, Recorded
@@ -108,6 +110,30 @@ def control_bars(rows: pd.DataFrame, where: str, a: str, b: str) -> pd.DataFrame
                 mean, low, high = part[["estimate", "low", "high"]].mean()
                 lines.append({"name": series, "group": what, "mean": mean, "low": low, "high": high})
     return pd.DataFrame(lines)
+
+
+def form_bars(rows: pd.DataFrame, controls: Mapping[str, str]) -> pd.DataFrame:
+    """The biased form beside the debiased one, as `figures.draw_bars_with_intervals` takes it.
+
+    Args:
+        rows: as in `pairs_of_scales`.
+        controls: which of them, such as "scales" and "shuffled" -> what they are called.
+
+    Returns:
+        Columns where (`INPUT`, `BLOCKS`), name (series), control, form, group (of both), mean, low, high: means over
+        the pairs of scales, for "untrained" over the scales.
+    """
+    chosen = rows[rows["control"].isin(controls) & rows["where"].isin((INPUT, BLOCKS))]
+    means = chosen.groupby(["where", "control", "series"], sort=False).mean(numeric_only=True)
+    columns = {"biased": ["biased", "biased_low", "biased_high"], "debiased": ["estimate", "low", "high"]}
+    forms = [
+        means[names].set_axis(["mean", "low", "high"], axis=1).assign(form=form) for form, names in columns.items()
+    ]
+    table = pd.concat(forms).reset_index().rename(columns={"series": "name"})
+    table["control"] = table["control"].map(controls)
+    table["group"] = table["control"] + ", " + table["form"]
+    order = {name: number for number, name in enumerate(controls.values())}
+    return table.sort_values("control", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def layer_matrices(

@@ -392,14 +392,15 @@ def draw_bars_with_intervals(
     names, groups = panels.by_group(table)
     fig, [[ax]] = panels.panels(height=3.2)
     bar = 0.8 / len(groups)
+    turn = 90 if len(names) * len(groups) > 16 else 0  # narrow bars: values stand upright, so as not to touch
     for number, (group, rows) in enumerate(groups.items()):
         x = np.array([names.index(name) for name in rows["name"]]) + bar * (number + 0.5) - 0.4
         look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white"}
         ax.bar(x, rows["mean"], 0.92 * bar, yerr=panels.whiskers(rows), capsize=3, ecolor=INK, label=group, **look)
         for at, row in zip(x, rows.itertuples(), strict=True):
             end, side, anchor = (row.low, -3, "top") if row.mean < 0 else (row.high, 3, "bottom")
-            text = {"textcoords": "offset points", "ha": "center", "va": anchor, "fontsize": SMALLEST}
-            ax.annotate(f"{row.mean:.{digits}f}", (at, end), (0, side), **text)
+            text = {"textcoords": "offset points", "ha": "center", "va": anchor, "fontsize": SMALLEST, "rotation": turn}
+            ax.annotate(f"{round(row.mean, digits) + 0.0:.{digits}f}", (at, end), (0, side), **text)  # no "-0.00"
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set_xticks(range(len(names)), names)
     ax.margins(y=0.12)

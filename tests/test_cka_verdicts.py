@@ -55,6 +55,27 @@ def test_bars_take_the_highest_floor_and_the_mean_ceiling():
     )
 
 
+def test_forms_stand_beside_each_other_as_means_over_pairs():
+    rows = pd.concat(
+        [table(value, (0.1, 0.2), where=where) for value, where in ((0.8, INPUT), (0.6, INPUT), (0.5, BLOCKS))]
+    )
+    rows["biased"], rows["biased_low"], rows["biased_high"] = rows["estimate"] + 0.1, 0.0, 1.0
+    bars = cka_verdicts.form_bars(rows, {"shuffled": "other pictures", "scales": "two scales"})
+    assert list(bars["control"].unique()) == ["other pictures", "two scales"]
+    found = bars.set_index(["where", "group"])["mean"].to_dict()
+    expected = {
+        (INPUT, "two scales, debiased"): 0.7,
+        (INPUT, "two scales, biased"): 0.8,
+        (BLOCKS, "two scales, debiased"): 0.5,
+        (BLOCKS, "two scales, biased"): 0.6,
+        (INPUT, "other pictures, biased"): 0.11,
+        (INPUT, "other pictures, debiased"): 0.01,
+        (BLOCKS, "other pictures, biased"): 0.11,
+        (BLOCKS, "other pictures, debiased"): 0.01,
+    }
+    assert found == pytest.approx(expected)
+
+
 def test_matrices_keep_the_order_of_layers():
     names = [*map(str, range(1, 11)), "in"]
     cells = [
