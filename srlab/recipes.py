@@ -19,6 +19,8 @@ from typing import Any
 
 from srlab import models
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 class Sizes(dict):
     """A dict that cannot change once made, so that a recipe that holds one can be hashed. Lists become tuples."""
@@ -89,13 +91,23 @@ class Recipe:
     """Weight of the frequency loss beside L1; the paper's IGConv+ has 0.05."""
     seed: int = 0
     """Seed of the first weights and of all crops."""
+    precision: str = "32-true"
+    """Numbers the model computes with: 32-true, or bf16-mixed (weights and losses stay in 32 bits). Not the same
+    result, and faster on a GPU only."""
+    compile: bool = False
+    """Let torch compile the model: up to a minute at the start of each scale, then faster steps. Needs a C++ compiler
+    on a CPU."""
+    validation: str = ""
+    """Pictures to validate on, a named set or a folder; none by default. Never those that are trained on."""
+    validate_every: int = 1000
+    """Steps per validation, in the protocol of the benchmarks."""
     log_every: int = 100
     """Steps per row of the log."""
     save_every: int = 1000
     """Steps per checkpoint."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch", "micro_batches", "patch", "log_every", "save_every"):
+        for name in ("steps", "micro_batch", "micro_batches", "patch", "log_every", "save_every", "validate_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "patch", self.patch >= 8, "at least 8 LR pixels: smaller crops show an encoder mostly its own border"
@@ -107,6 +119,7 @@ class Recipe:
         self._require("fft_weight", self.fft_weight >= 0, "0 or more")
         self._require("warmup", self.warmup >= 0, "0 or more")
         self._require("milestones", list(self.milestones) == sorted(self.milestones), "in rising order")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         if self.final_learning_rate is not None:
             fits = 0 <= self.final_learning_rate <= self.learning_rate
             self._require("final_learning_rate", fits, f"between 0 and learning_rate = {self.learning_rate}")

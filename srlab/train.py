@@ -4,17 +4,20 @@ Pictures come from `datasets.CropStore`, the model from `models.build`; weights,
 
     runs/NAME/recipe.json   what was asked for
              /log.csv       one row per `log_every` steps
+             /validation.csv   a row per scale and validation, where the recipe has one
              /last.ckpt     everything needed to go on; replaced as a whole, so a crash leaves the previous one
-             /model.safetensors   the finished weights (EMA where the recipe has one)
+             /best.safetensors   the weights of the best validation
+             /model.safetensors  the finished weights (EMA where the recipe has one)
+             /tensorboard   the same curves, where tensorboard is installed
 
 Each micro-batch draws its scale, crops and flips from a generator seeded by (seed, step, its number), so a run that was
-stopped, by Ctrl-C or by a power cut, goes on as if nothing had happened: on a CPU, bit for bit.
+stopped, by Ctrl-C or by a power cut, goes on as if nothing had happened: on a CPU with as many threads, bit for bit.
+Several processes (`team.Team`) share the micro-batches of a step by their numbers and so train the same model.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -27,17 +30,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from srlab import datasets, images, losses, models, runtime, transfer, weights
+from srlab import datasets, evaluate, images, losses, models, runtime, transfer, weights
 from srlab.recipes import RECIPES, Recipe, field_docs
+from srlab.runlog import Curves, Table
+from srlab.team import Team, TeamError
 
-__all__ = ["RECIPES", "Recipe", "Result", "TrainingError", "field_docs", "fit"]
+__all__ = ["RECIPES", "Recipe", "Result", "TeamError", "TrainingError", "field_docs", "fit"]
 
 CHECKPOINT_FORMAT = 1
+LOG = ("step", "loss", "l1", "fft", "gradient_norm", "learning_rate", "seconds")
+VALIDATION = ("step", "weights", "dataset", "images", "scale", "psnr_y", "ssim_y")
 
 OnLog = Callable[[dict[str, float], models.SRModel], None]
 """Called with each new row of the log and the model in training."""
@@ -54,6 +60,8 @@ class Result:
     folder: Path
     step: int
     """Steps done; less than `recipe.steps` when the run was interrupted."""
+    validation: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Rows of validation.csv: step, weights (ema or raw), dataset, images, scale, psnr_y, ssim_y."""
 
 
 class TrainingError(RuntimeError):
@@ -69,6 +77,7 @@ def fit(
     on_log: OnLog | None = None,
     stop_after: int | None = None,
     accelerator: str = "auto",
+    should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Train `recipe`, or go on with it where `folder` holds a checkpoint.
 
@@ -80,35 +89,38 @@ def fit(
         on_log: called with each new row of the log and the model in training, for live curves.
         stop_after: stop after this many steps in this call, with a checkpoint; the rest can be done later.
         accelerator: as Lightning Fabric names them: "auto", "cpu", "cuda".
+        should_stop: asked after each step, for a pause button; True ends the call as Ctrl-C does.
 
     Raises:
-        TrainingError: the folder holds another recipe's run, or the loss is no longer finite.
+        TrainingError: the folder holds another recipe's run, or loss or gradient are no longer finite.
+        TeamError: another process of the team was ended.
     """
     folder = Path(folder or f"runs/{recipe.model_name}-seed{recipe.seed}")
     run = _Run(recipe, folder, resume, accelerator)
     if store is None:
         store = datasets.CropStore(datasets.load(recipe.data), recipe.scales, patch=recipe.patch)
-    store = store.to(run.fabric.device)
+    store = store.to(run.team.device)
     stop = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
-    progress = tqdm(total=recipe.steps, initial=run.step, unit="step", desc=folder.name, mininterval=1.0, leave=False)
-    with progress, _finish_step_on_interrupt() as interrupted:
-        while run.step < stop and not interrupted():
+    progress = tqdm(total=recipe.steps, initial=run.step, unit="step", desc=folder.name, mininterval=1.0, leave=False,
+                    disable=not run.team.leads)  # fmt: skip
+    with progress, contextlib.closing(run), _finish_step_on_interrupt() as interrupted:
+        asked = False
+        while run.step < stop and not asked:
             run.take_step(store)
             progress.update()
             if run.step % recipe.log_every == 0:
                 row = run.log_row()
                 progress.set_postfix(loss=f"{row['loss']:.4f}")
-                if on_log:
+                if on_log and run.team.leads:
                     on_log(row, run.model)
+            if recipe.validation and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
+                run.validate()
             if run.step % recipe.save_every == 0 and run.step < stop:
                 run.save()
+            asked = run.team.any(interrupted() or (should_stop is not None and should_stop()))
         run.save()
-    if run.step < recipe.steps:
-        print(f"stopped at step {run.step} of {recipe.steps}; to go on: srlab train --resume {folder}")
-    model = run.finished_model()
-    if run.step == recipe.steps:
-        weights.save(model, folder / "model.safetensors", run.card(store))
-    return Result(model, run.log, folder, run.step)
+        model = run.finish(store)
+    return Result(model, run.log.rows, folder, run.step, run.validation.rows)
 
 
 class _Run:
@@ -116,23 +128,33 @@ class _Run:
 
     def __init__(self, recipe: Recipe, folder: Path, resume: bool, accelerator: str):
         self.recipe, self.folder = recipe, folder
-        checkpoint = self._load(resume)
-        self.fabric = Fabric(accelerator=accelerator, devices=1)
+        self.team = Team(accelerator, recipe.precision)
+        if self.team.size > recipe.micro_batches:
+            raise TrainingError(
+                f"{self.team.size} processes for {recipe.micro_batches} micro-batches a step: some would have nothing "
+                f"to do; start fewer, or ask for more micro_batches (which is another recipe)"
+            )
+        checkpoint = self.team.share(self._load(resume) if self.team.leads else None)
         torch.manual_seed(recipe.seed)
         self.model = recipe.build()
         self.start = checkpoint.get("start") if checkpoint else transfer.start_from(self.model, recipe.start_from)
-        self.model.to(self.fabric.device, memory_format=torch.channels_last).train()
+        self.model.to(self.team.device, memory_format=torch.channels_last).train()
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
-        optimizer = torch.optim.Adam(self.model.parameters(), recipe.learning_rate, recipe.betas, fused=True)
-        self.network, self.optimizer = self.fabric.setup(self.model, optimizer)
-        self.step, self.log, self.window = 0, [], {}
-        self.seconds, self.cpu_seconds = 0.0, 0.0
+        self.network = torch.compile(self.model) if recipe.compile else self.model
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, recipe.learning_rate, recipe.betas, fused=True)
+        state = checkpoint or {"step": 0, "log": [], "window": {}, "seconds": 0.0}
         if checkpoint:
             self._restore(checkpoint)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(recipe), indent=1)
-        runtime.atomic_write(self.folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
-        self._write_log()
+        self.step, self.window = state["step"], state["window"]
+        self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu_seconds", 0.0)
+        files = folder if self.team.leads else None
+        if files:
+            self._write_recipe()
+        self.log = Table(files and files / "log.csv", LOG, state["log"])
+        rows = state.get("validation", [])
+        self.validation = Table((files and recipe.validation and files / "validation.csv") or None, VALIDATION, rows)
+        self.curves = Curves(files and files / "tensorboard", self.step)
 
     def take_step(self, store: datasets.CropStore) -> None:
         """One optimiser step: several micro-batches, each with a scale of its own."""
@@ -141,19 +163,22 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(self.step)
         parts = {"l1": 0.0, "fft": 0.0}
+        batches = []
         for scale, generators in self._scales_of_step().items():
             lr, hr = self._batch(store, scale, generators)
-            loss, detail = losses.total_loss(self.network(lr, scale), hr, recipe.fft_weight)
+            with self.team.autocast():
+                sr = self.network(lr, scale)
+            loss, detail = losses.total_loss(sr, hr, recipe.fft_weight)
             share = len(generators) / recipe.micro_batches
-            self.fabric.backward(share * loss)
+            (share * loss).backward()
             for name, value in detail.items():
                 parts[name] += share * value.item()
-        if not math.isfinite(sum(parts.values())):
-            raise TrainingError(
-                f"the loss is {sum(parts.values())} at step {self.step}: the weights have diverged, most often from a "
-                f"learning rate that is too high; {self.folder / 'last.ckpt'} holds the last good state"
-            )
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+            batches.append({"scale": scale, "loss": loss.item(), "lr": lr, "hr": hr})
+        sums = self.team.add_up(self.parameters, list(parts.values()))
+        parts = dict(zip(parts, sums, strict=True))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
+        if not math.isfinite(sum(sums) + norm):
+            self._give_up(sum(sums), norm, batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
@@ -164,10 +189,22 @@ class _Run:
         self.seconds += time.perf_counter() - started
         self.cpu_seconds += time.process_time() - cpu_started
 
+    def _give_up(self, loss: float, norm: float, batches: list[dict[str, Any]]) -> None:
+        """Stop before the weights take a step that cannot be taken back, and keep what led to it."""
+        path = self.folder / f"bad-step{self.step}-process{self.team.rank}.pt"
+        state = {"step": self.step, "batches": batches, "model": self.model.state_dict()}
+        runtime.atomic_write(path, lambda draft: torch.save(state, draft))
+        last = self.folder / "last.ckpt"
+        raise TrainingError(
+            f"the loss is {loss} and the gradient's norm {norm} at step {self.step}: the weights have diverged, most "
+            f"often from a learning rate that is too high. {path} holds the pictures and weights of this step; "
+            + (f"{last} holds the last good state" if last.exists() else "there is no checkpoint yet")
+        )
+
     def _scales_of_step(self) -> dict[int, list[torch.Generator]]:
         """Draw each micro-batch's scale; those that drew the same one are computed together, their kernel only once."""
         groups: dict[int, list[torch.Generator]] = {}
-        for number in range(self.recipe.micro_batches):
+        for number in self.team.mine(self.recipe.micro_batches):
             seed = np.random.SeedSequence((self.recipe.seed, self.step, number)).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(seed[0] >> 1))
             choice = int(torch.randint(len(self.recipe.scales), (), generator=generator))
@@ -188,24 +225,35 @@ class _Run:
         row |= {name: value / count for name, value in self.window.items()}
         row |= {"learning_rate": self.recipe.learning_rate_at(self.step - 1), "seconds": round(self.seconds, 2)}
         self.window = {}
-        self.log.append(row)
-        with (self.folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, row).writerow(row)
-        return row
+        self.curves.add("training", row)
+        return self.log.add(row)
 
-    def _write_log(self) -> None:
-        """Start log.csv anew from the rows that belong to the state at hand: rows after the checkpoint are dropped."""
-        columns = ["step", "loss", "l1", "fft", "gradient_norm", "learning_rate", "seconds"]
+    def validate(self) -> None:
+        """Score the weights that would be saved now, in the protocol of the benchmarks; keep them if they are the best."""
+        if not self.team.leads:
+            return
+        pictures = datasets.load(self.recipe.validation)
+        model = self.scored_model()
+        for scale in self.recipe.scales:
+            table = evaluate.benchmark(model, pictures, scale, progress=False)
+            scores = {"scale": scale, "psnr_y": table["psnr_y"].mean(), "ssim_y": table["ssim_y"].mean()}
+            about = {"step": self.step, "weights": self.weights, "dataset": pictures.name, "images": len(pictures)}
+            self.curves.add(f"validation x{scale}", self.validation.add({**about, **scores}))
+        self.model.train()
+        if self.best()["step"] == self.step:
+            weights.save(model, self.folder / "best.safetensors", self.card(self.recipe.data))
 
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.log)
-
-        runtime.atomic_write(self.folder / "log.csv", write)
+    def best(self) -> dict[str, Any] | None:
+        """Step and mean PSNR over scales of the best validation so far."""
+        means: dict[int, float] = {}
+        for row in self.validation.rows:
+            means[row["step"]] = means.get(row["step"], 0.0) + row["psnr_y"] / len(self.recipe.scales)
+        return {"step": max(means, key=means.get), "psnr_y": max(means.values())} if means else None
 
     def save(self) -> None:
+        """Write last.ckpt."""
+        if not self.team.leads:
+            return
         state = {
             "format": CHECKPOINT_FORMAT,
             "recipe": _plain(self.recipe),
@@ -214,7 +262,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "start": self.start,
-            "log": self.log,
+            "log": self.log.rows,
+            "validation": self.validation.rows,
             "window": self.window,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -248,26 +297,48 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.log = state["step"], state["log"]
-        self.window, self.seconds, self.cpu_seconds = state["window"], state["seconds"], state.get("cpu_seconds", 0.0)
 
-    def card(self, store: datasets.CropStore) -> dict[str, Any]:
-        """What the finished weights say about themselves."""
+    def _write_recipe(self) -> None:
+        text = json.dumps(dataclasses.asdict(self.recipe), indent=1)
+        runtime.atomic_write(self.folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def finish(self, store: datasets.CropStore) -> models.SRModel:
+        """Write the weights of a finished run; say how to go on with another."""
+        model = self.scored_model()
+        if self.team.leads and self.step < self.recipe.steps:
+            print(f"stopped at step {self.step} of {self.recipe.steps}; to go on: srlab train --resume {self.folder}")
+        elif self.team.leads:
+            weights.save(model, self.folder / "model.safetensors", self.card(store.name))
+        return model
+
+    @property
+    def weights(self) -> str:
+        """Which weights are scored and saved: their running average or those of the last step."""
+        return "ema" if self.ema else "raw"
+
+    def scored_model(self) -> models.SRModel:
+        """The model with these weights, in evaluation mode; not a copy."""
+        return (self.ema.module if self.ema else self.model).eval()
+
+    def card(self, data: str) -> dict[str, Any]:
+        """What weights of this run say about themselves."""
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "step": self.step,
-            "weights": "ema" if self.ema else "raw",
-            "data": store.name,
+            "weights": self.weights,
+            "data": data,
             "start": self.start,
+            "best_validation": self.best(),
             "seconds": round(self.seconds, 1),  # of training steps alone, as the log has them
             "cpu_seconds": round(self.cpu_seconds, 1),
-            "device": str(self.fabric.device),
+            "processes": self.team.size,
+            "device": str(self.team.device),
             "threads": torch.get_num_threads(),
             "commit": runtime.commit(),
         }
 
-    def finished_model(self) -> models.SRModel:
-        return (self.ema.module if self.ema else self.model).eval()
+    def close(self) -> None:
+        self.curves.close()
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

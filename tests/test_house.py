@@ -21,21 +21,25 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ("__main__",),
     ("cli",),
-    ("claims_command", "classroom", "doctor", "gallery", "train_command"),
+    ("bench_command", "claims_command", "classroom", "doctor", "gallery", "train_command"),
     ("claims", "recheck"),
+    ("bench",),
+    ("bench_cases",),
+    ("bench_maths", "bench_models"),
+    ("bench_work",),
     ("provenance",),
     ("dashboard", "index_page"),
     ("widgets",),
-    ("figures",),
+    ("figures", "spectral_figures"),
     ("panels",),
     ("ablation_verdicts",),
     ("ablation",),
     ("sweeps",),
     ("playground", "train", "unseen"),
-    ("recipes", "transfer"),
+    ("recipes", "runlog", "team", "transfer"),
     ("evaluate",),
     ("cka_verdicts",),
-    ("cka_study", "kernel_study", "sidebyside"),
+    ("cka_study", "kernel_study", "sidebyside", "spectral_study"),
     ("compare",),
     ("controls", "efficiency"),
     ("weights",),
@@ -43,7 +47,7 @@ FLOORS = [
     ("encoders",),
     ("igconv",),
     ("upsamplers",),
-    ("features",),
+    ("features", "patterns"),
     ("kernels",),
     ("alignment", "cka", "spectra"),
     ("statistics",),
@@ -52,12 +56,12 @@ FLOORS = [
     ("imagesets",),
     ("fetch",),
     ("metrics",),
-    ("images", "resize"),
+    ("images", "resize", "textbook"),
     ("runtime",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MATHS = {"alignment", "cka", "kernels", "spectra", "statistics", "metrics", "resize"}
-DRAWING = {"figures", "panels"}
+DRAWING = {"figures", "panels", "spectral_figures"}
 
 # Packages that only some rooms may import. `runtime` closes figures and writes their files, `widgets` closes them.
 ONLY_IN = {
@@ -65,7 +69,7 @@ ONLY_IN = {
     "seaborn": DRAWING,
     "ipywidgets": {"dashboard", "widgets"},
     "IPython": {"widgets"},
-    "lightning_fabric": {"train"},
+    "lightning_fabric": {"team"},
     "pooch": {"fetch"},
 }
 BLOCKED = ("torchvision", "cv2", "basicsr", "timm")
