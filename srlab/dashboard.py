@@ -71,6 +71,7 @@ class Playground(ipywidgets.VBox):
         )
         dropping = ipywidgets.VBox([self._zone, self.upload]).add_class("srlab-upload")
         super().__init__([dropping, controls, self._notice, self._pictures, self._spectrum])
+        self.add_class("srlab-dashboard")
         self._refresh()
         for control in (self.picture, self.model, self.scale, self.task):
             control.observe(self._refresh, "value")

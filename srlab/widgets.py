@@ -45,7 +45,7 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywi
         controls: name of an argument -> the widget that has its value. One without description gets the name.
 
     Returns:
-        The whole as one widget; `.children[0].children` are the controls.
+        The whole as one widget, with its `draw` and `controls`.
     """
     picture = ipywidgets.Output()
     pages: dict[str, str] = {}
@@ -73,7 +73,9 @@ def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywi
     for control in controls.values():
         control.observe(redraw, "value")
     row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
-    return ipywidgets.VBox([row, picture])
+    box = ipywidgets.VBox([row, picture]).add_class("srlab-explore")
+    box.draw, box.controls = draw, controls
+    return box
 
 
 @contextmanager

@@ -24,6 +24,7 @@ def pytest_configure(config):
         "markers",
         "benchmark_data(*names): needs these sets of pictures or published weights from the cache or SRLAB_MIRROR",
     )
+    config.addinivalue_line("markers", "browser: drives a real Chromium; left out where there is none")
 
 
 @pytest.fixture(scope="session", autouse=True)
