@@ -161,20 +161,114 @@ class Recipe:
         return "-".join([self.encoder, self.upsampler, *(f"{name}={value}" for name, value in self.sizes.items())])
 
 
-RECIPES: dict[str, Recipe] = {
+def _recipes() -> dict[str, tuple[Recipe, str]]:
+    """Name -> recipe, where its values come from."""
     # seconds: shows that everything works
-    "smoke": Recipe("edsr-tiny", "igconv", data="demo", steps=20, micro_batch=2, micro_batches=2, patch=16,
-                    learning_rate=1e-3, final_learning_rate=1e-5, ema=0.9, log_every=5, save_every=20),
-    # two minutes on two cores: a model that visibly beats bicubic
-    "demo": Recipe("edsr-tiny", "igconv", data="demo", steps=600, micro_batch=4, micro_batches=3, patch=32,
-                   learning_rate=2e-3, final_learning_rate=1e-5, warmup=50, ema=0.99, log_every=10, save_every=200),
+    smoke = Recipe(
+        "edsr-tiny",
+        "igconv",
+        data="demo",
+        steps=20,
+        micro_batch=2,
+        micro_batches=2,
+        patch=16,
+        learning_rate=1e-3,
+        final_learning_rate=1e-5,
+        ema=0.9,
+        log_every=5,
+        save_every=20,
+    )
+    # a few minutes on two cores: a model that beats bicubic
+    demo = Recipe(
+        "edsr-tiny",
+        "igconv",
+        data="demo",
+        steps=600,
+        micro_batch=4,
+        micro_batches=3,
+        patch=32,
+        learning_rate=2e-3,
+        final_learning_rate=1e-5,
+        warmup=50,
+        ema=0.99,
+        log_every=10,
+        save_every=200,
+    )
     # an hour or two on two cores: the model in data/weights
-    "edsr-tiny-igconv": Recipe("edsr-tiny", "igconv", steps=16_000, learning_rate=2e-3, final_learning_rate=1e-6,
-                               warmup=200),
-    # the paper's
-    "edsr-igconv": Recipe(),
-}  # fmt: skip
-"""Named recipes. Change one with `dataclasses.replace(RECIPES["demo"], steps=100)`."""
+    tiny = Recipe("edsr-tiny", "igconv", steps=16_000, learning_rate=2e-3, final_learning_rate=1e-6, warmup=200)
+    edsr = Recipe()
+    # a cosine over 1000k steps, 64 crops of 64 pixels
+    smfanet = Recipe(
+        "smfanet+", "igconv", steps=1_000_000, micro_batch=16, patch=64, learning_rate=1e-3, final_learning_rate=1e-6
+    )
+    rdn = Recipe(
+        "rdn",
+        "igconv+",
+        steps=1_000_000,
+        micro_batch=8,
+        milestones=(200_000, 400_000, 600_000, 800_000),
+        ema=0.0,
+        fft_weight=0.05,
+    )
+    rcan = Recipe(
+        "rcan",
+        "igconv+",
+        (2, 3, 4, 8),
+        {"max_scale": 8},
+        steps=1_000_000,
+        betas=(0.9, 0.999),
+        milestones=(200_000, 400_000, 600_000, 800_000),
+        ema=0.0,
+        fft_weight=0.05,
+    )
+    # inferred: no released configuration trains these encoders with IGConv
+    imdn = Recipe(
+        "imdn",
+        "igconv",
+        steps=1_000_000,
+        learning_rate=2e-4,
+        betas=(0.9, 0.999),
+        milestones=(200_000, 400_000, 600_000, 800_000),
+        ema=0.0,
+    )
+    bsrn = Recipe("bsrn", "igconv", steps=1_000_000, micro_batch=16, learning_rate=1e-3, final_learning_rate=1e-6)
+    ours, official = "this project", "the official code's configuration"
+    inferred = "inferred, no released configuration has it:"
+    return {
+        "smoke": (smoke, ours),
+        "demo": (demo, ours),
+        "edsr-tiny-igconv": (tiny, ours),
+        "edsr-igconv": (edsr, f"{official} EDSRIG_DIV2K; data DIV2K"),
+        "edsr-igconv+": (_plus(edsr), f"{official} EDSRIGPlus_DIV2K; data DIV2K"),
+        "smfanet+-igconv": (smfanet, f"{official} SMFANet_IG_DF2K; data DIV2K and Flickr2K"),
+        "smfanet+-igconv+": (_plus(smfanet), f"{official} SMFANet_IGPlus_DF2K; data DIV2K and Flickr2K"),
+        "rdn-igconv": (dataclasses.replace(rdn, upsampler="igconv", fft_weight=0.0), f"{inferred} as rdn-igconv+"),
+        "rdn-igconv+": (rdn, f"{official} RDN_IGPlus_DIV2K; data DIV2K"),
+        "rcan-igconv": (dataclasses.replace(rcan, upsampler="igconv", fft_weight=0.0), f"{inferred} as rcan-igconv+"),
+        "rcan-igconv+": (rcan, f"{official} RCAN_IGPlus_DIV2K_S2348; data DIV2K, whose pictures hold x8 crops"),
+        "edsr-baseline-igconv": (dataclasses.replace(edsr, encoder="edsr-baseline"), f"{inferred} as edsr-igconv"),
+        "edsr-baseline-igconv+": (
+            _plus(dataclasses.replace(edsr, encoder="edsr-baseline")), f"{inferred} as edsr-igconv+"),
+        "smfanet-igconv": (dataclasses.replace(smfanet, encoder="smfanet"), f"{inferred} as smfanet+-igconv"),
+        "smfanet-igconv+": (_plus(dataclasses.replace(smfanet, encoder="smfanet")), f"{inferred} as smfanet+-igconv+"),
+        "imdn-igconv": (imdn, f"{inferred} the schedule of IMDN's paper, crops of 48 as for EDSR; data DIV2K"),
+        "imdn-igconv+": (_plus(imdn), f"{inferred} as imdn-igconv, the loss of IGConv+"),
+        "bsrn-igconv": (bsrn, f"{inferred} batch and learning rate of BSRN's paper; data DIV2K and Flickr2K"),
+        "bsrn-igconv+": (_plus(bsrn), f"{inferred} as bsrn-igconv, the loss of IGConv+"),
+    }  # fmt: skip
+
+
+def _plus(recipe: Recipe) -> Recipe:
+    """The same for IGConv+, with its frequency loss."""
+    return dataclasses.replace(recipe, upsampler="igconv+", fft_weight=0.05)
+
+
+RECIPES: dict[str, Recipe] = {name: recipe for name, (recipe, _) in _recipes().items()}
+"""Named recipes. Change one with `dataclasses.replace(RECIPES["demo"], steps=100)`. The paper's data have to be given
+as a folder; without, they train on `bsd400`."""
+
+SOURCES: dict[str, str] = {name: source for name, (_, source) in _recipes().items()}
+"""Where the values of each named recipe come from."""
 
 
 def field_docs() -> dict[str, str]:

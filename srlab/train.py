@@ -229,7 +229,7 @@ class _Run:
         return self.log.add(row)
 
     def validate(self) -> None:
-        """Score the weights that would be saved now, in the protocol of the benchmarks; keep them if they are the best."""
+        """Score the weights that would be saved now, in the protocol of the benchmarks; keep the best ones."""
         if not self.team.leads:
             return
         pictures = datasets.load(self.recipe.validation)

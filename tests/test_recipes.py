@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from srlab import recipes
+from srlab import models, recipes
 from srlab.recipes import RECIPES, Recipe, Sizes
 
 TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, warmup=2, learning_rate=1e-3, final_learning_rate=1e-5)
@@ -26,12 +26,49 @@ TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, warmup=2, learning
         ({"encoder": "edsr-small"}, "unknown encoder 'edsr-small'"),
         ({"milestones": (3, 1)}, "rising"),
         ({"sizes": {"chanels": 16}}, r"unknown size 'chanels': edsr-tiny takes \['blocks', 'channels'"),
+        ({"precision": "16"}, "precision is '16', expected one of 32-true, bf16-mixed"),
+        ({"validate_every": 0}, "at least 1"),
         ({"upsampler": "spconv", "sizes": {"fgrep": True}}, "unknown size 'fgrep'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_any_work(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+# Rows of the official code's training configurations: scales, patch, GPUs x batch, steps in thousands, rate, betas,
+# milestones in thousands (None: cosine), EMA, weight of the FFT loss.
+OFFICIAL = {
+    "edsr-igconv": ((2, 3, 4), 48, 16, 300, 1e-4, (0.9, 0.99), (200,), 0.999, 0.0),
+    "edsr-igconv+": ((2, 3, 4), 48, 16, 300, 1e-4, (0.9, 0.99), (200,), 0.999, 0.05),
+    "smfanet+-igconv": ((2, 3, 4), 64, 64, 1000, 1e-3, (0.9, 0.99), None, 0.999, 0.0),
+    "smfanet+-igconv+": ((2, 3, 4), 64, 64, 1000, 1e-3, (0.9, 0.99), None, 0.999, 0.05),
+    "rcan-igconv+": ((2, 3, 4, 8), 48, 16, 1000, 1e-4, (0.9, 0.999), (200, 400, 600, 800), 0.0, 0.05),
+    "rdn-igconv+": ((2, 3, 4), 48, 32, 1000, 1e-4, (0.9, 0.99), (200, 400, 600, 800), 0.0, 0.05),
+}
+
+
+@pytest.mark.parametrize("name", list(OFFICIAL))
+def test_a_recipe_of_the_paper_has_the_values_of_its_configuration(name):
+    recipe = RECIPES[name]
+    cosine = recipe.final_learning_rate == 1e-6
+    milestones = None if cosine else tuple(step // 1000 for step in recipe.milestones)
+    batch = recipe.micro_batch * recipe.micro_batches
+    found = (recipe.scales, recipe.patch, batch, recipe.steps // 1000, recipe.learning_rate, recipe.betas, milestones,
+             recipe.ema, recipe.fft_weight)  # fmt: skip
+    assert found == OFFICIAL[name]
+    assert recipe.micro_batches == 4  # one per GPU, each with a scale of its own
+    assert name == f"{recipe.encoder}-{recipe.upsampler}"
+    assert "official" in recipes.SOURCES[name]
+
+
+def test_every_encoder_has_recipes_and_every_recipe_says_where_its_values_come_from():
+    assert recipes.SOURCES.keys() == RECIPES.keys()
+    named = {(recipe.encoder, recipe.upsampler) for recipe in RECIPES.values()}
+    for encoder in set(models.ENCODERS) - {"edsr-nano", "edsr-tiny"}:
+        assert {(encoder, "igconv"), (encoder, "igconv+")} <= named
+    for name in RECIPES.keys() - OFFICIAL.keys():
+        assert "inferred" in recipes.SOURCES[name] or recipes.SOURCES[name] == "this project"
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest_one():
