@@ -260,6 +260,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if len({pictures.name for pictures in sets}) < len(sets):
         raise ValueError(f"--data names sets that are called alike: {', '.join(pictures.name for pictures in sets)}")
     models = {(name, scale): _model(name, scale) for scale in options.scale for name in names}  # all, before any work
+    for (name, scale), model in models.items():
+        evaluate.try_out(model, scale, name)
     tables, how = [], {"tile": options.tile, "self_ensemble": options.self_ensemble, "partial": partial}
     for pictures, ((name, scale), model) in itertools.product(sets, models.items()):
         table = evaluate.benchmark(model, pictures, scale, **how)

@@ -171,6 +171,18 @@ def benchmark(
     return table
 
 
+def try_out(model: Model, scale: int, name: str) -> None:
+    """Upscale a few grey pixels, so that a model that cannot do its work is noticed before hours of it.
+
+    Raises:
+        ValueError: as `upscale`, with the name of the model.
+    """
+    try:
+        upscale(model, torch.full((3, 16, 16), 0.5), scale)
+    except ValueError as error:
+        raise ValueError(f"{name} at x{scale}: {error}") from error
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean PSNR and SSIM with intervals, a line per set, scale and model.
 

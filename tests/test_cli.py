@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srlab import cli, datasets, doctor, evaluate, images, metrics, resize, runtime, statistics, train, weights
+from srlab import cli, datasets, doctor, evaluate, images, metrics, models, resize, runtime, statistics, train, weights
 
 
 @pytest.fixture
@@ -227,6 +227,14 @@ def test_compare_adds_both_models_and_says_which_is_better(photos, tmp_path, cap
     shown = capsys.readouterr().out
     assert "bicubic is better by" in shown
     assert "95%" in shown or "95 %" in shown
+
+
+def test_evaluate_names_a_model_without_the_scale_before_it_scores_any(photos, monkeypatch, capsys):
+    fixed = models.build("edsr-tiny", "spconv", scales=(4,), channels=8, blocks=1)
+    monkeypatch.setattr(cli, "_model", lambda name, scale: fixed if name == "fixed" else evaluate.Bicubic())
+    monkeypatch.setattr(evaluate, "benchmark", None)  # calling it would end in another error
+    assert cli.main(["evaluate", "bicubic", "fixed", "--data", str(photos), "--scale", "4", "2"]) == 2
+    assert "fixed at x2: scale x2 was asked for" in capsys.readouterr().err
 
 
 def test_tiles_and_self_ensemble_reach_the_model(photos, capsys, monkeypatch):

@@ -116,6 +116,13 @@ def test_one_picture_has_a_score_but_no_interval():
         statistics.bootstrap_mean([31.25])
 
 
+def test_a_model_that_cannot_do_its_work_is_named_before_it_begins():
+    fixed = models.build("edsr-tiny", "spconv", scales=(4,), channels=8, blocks=1)
+    assert evaluate.try_out(fixed, 4, "fixed-x4") is None
+    with pytest.raises(ValueError, match=r"^fixed-x4 at x2: .*for x4 only"):
+        evaluate.try_out(fixed, 2, "fixed-x4")
+
+
 def test_benchmark_has_a_row_for_each_picture_and_names_its_protocol(folder):
     table = evaluate.benchmark(evaluate.Bicubic(), folder, 2, progress=False)
     assert list(table["image"]) == ["a", "b", "c"]
