@@ -1,0 +1,320 @@
+"""Bench room: how fast the lab is, each thing beside another way to do it and beside what the machine allows.
+
+Takes the cases of `bench_cases`; gives a table of times, ratios and memory, which ships as `data/results/bench.csv`.
+Two ways are timed in turns within one process, since times drift by a quarter on a shared machine and ratios within a
+round do not. The floor is the least work (bytes or FLOPs) over the rates that this machine reaches when it copies
+memory and multiplies matrices, measured on the spot.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from srlab import bench_cases, efficiency, runtime
+from srlab.bench_work import Case, Program, Work
+
+MIB = 2**20
+RECORD = "bench"
+FORM = 1
+"""Raised when rows come to mean something else."""
+SLOW = 5.0
+"""Seconds from which on a run of the growth curve is not repeated."""
+COLUMNS = (
+    "case", "other", "size", "unit", "compared_at", "seconds", "other_seconds", "ratio", "low", "high", "memory_mib",
+    "memory_ratio", "floor_seconds", "over_floor", "floor", "slope", "apart", "goal", "goals", "met", "clock", "commit",
+    "date",
+)  # fmt: skip
+
+
+class Clock(NamedTuple):
+    """What is counted as time."""
+
+    name: str
+    now: Callable[[], float]
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+def wall_clock() -> Clock:
+    """Time on the wall, with as many threads as PyTorch has: for a machine that does nothing else."""
+    return Clock("wall time", time.perf_counter, torch.get_num_threads())
+
+
+def cpu_clock() -> Clock:
+    """Time on a processor, this process and finished children, with one thread: for a machine that is busy."""
+    try:
+        import resource
+    except ImportError:  # Windows: programs started from here are not counted
+        return Clock("CPU time", time.process_time, 1)
+
+    def now() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in used)
+
+    return Clock("CPU time", now, 1)
+
+
+class Rates(NamedTuple):
+    """What this machine reaches at its best."""
+
+    bytes: float
+    """per second, read and written"""
+    flops: float
+    """per second, float32"""
+
+
+def machine_rates(clock: Clock) -> Rates:
+    """Copy 256 MiB, multiply matrices of 2048 both ways PyTorch has; the best of five each."""
+    source, target = torch.zeros(64 * MIB), torch.empty(64 * MIB)
+    a, x = torch.randn(2048, 2048), torch.randn(1, 2048, 32, 64)
+    kernel = a.view(2048, 2048, 1, 1)
+    copied = _best(lambda: target.copy_(source), clock)
+    multiplied = min(_best(lambda: a @ a, clock), _best(lambda: F.conv2d(x, kernel), clock))
+    return Rates(2 * 4 * source.numel() / copied, 2 * 2048**3 / multiplied)
+
+
+def _best(call: Callable[[], object], clock: Clock) -> float:
+    call()
+    return min(_seconds(call, clock) for _ in range(5))
+
+
+def _seconds(call: Callable[[], object], clock: Clock) -> float:
+    start = clock.now()
+    call()
+    return clock.now() - start
+
+
+def measure(case: Case, clock: Clock, rates: Rates) -> dict[str, object]:
+    """One row of the table: see `run`."""
+    size = case.sizes[-1]
+    works = dict.fromkeys(case.sizes[:-1])
+    grown = [(number, _typical(case.make(number), clock)) for number in works]
+    at = case.compared_at or size
+    work = case.make(at)
+    if (apart := work.apart()) > case.within:
+        raise ArithmeticError(f"{case.name} and {case.other} are {apart:.3g} apart, expected at most {case.within:g}")
+    rounds = in_turns(work, case.rounds, clock)
+    peaks = [peak(call) for call in (work.ours, work.other)]
+    ratio, low, high = middle(rounds[:, 0] / rounds[:, 1])
+    seconds, memory = float(np.median(rounds[:, 0])), peaks[0]
+    if at != size:
+        work = case.make(size)
+        seconds, memory = _typical(work, clock), peak(work.ours)
+    grown.append((size, seconds))
+    floor = max(work.floor.bytes / rates.bytes, work.floor.flops / rates.flops) or math.nan
+    row = {
+        "case": case.name,
+        "other": case.other,
+        "size": size,
+        "unit": case.unit,
+        "compared_at": at,
+        "seconds": seconds,
+        "other_seconds": float(np.median(rounds[:, 1])),
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "memory_mib": memory / MIB,
+        "memory_ratio": peaks[0] / peaks[1] if peaks[1] > 0 else math.nan,
+        "floor_seconds": floor,
+        "over_floor": seconds / floor,
+        "floor": work.floor.what,
+        "slope": slope(grown),
+        "apart": apart,
+        "goal": math.nan if case.goal.ratio is None else case.goal.ratio,
+        "goals": str(case.goal),
+        "clock": str(clock),
+    }
+    return row | {"met": met(case, row)}
+
+
+def _typical(work: Work, clock: Clock) -> float:
+    """Median of five runs of our way after one more; one run alone where it is slow."""
+    first = _seconds(work.ours, clock)
+    return first if first > SLOW else float(np.median([_seconds(work.ours, clock) for _ in range(5)]))
+
+
+def in_turns(work: Work, rounds: int, clock: Clock) -> np.ndarray:
+    """Seconds (rounds, 2) of our way and the other, every second round the other first, after a round not counted."""
+    taken = np.empty((rounds + 1, 2))
+    for number in range(rounds + 1):
+        for which in (0, 1) if number % 2 else (1, 0):
+            taken[number, which] = _seconds((work.ours, work.other)[which], clock)
+    return taken[1:]
+
+
+def middle(values: np.ndarray) -> tuple[float, float, float]:
+    """Median of n values and its 95 % interval from their ranks, whatever they are distributed like.
+
+    The median of what they were drawn from lies below k of n values as seldom as a fair coin shows k heads in n throws.
+    Below six values the interval is all of them, and holds the median less often than 95 %.
+    """
+    ordered = np.sort(values)
+    cut = max(int(stats.binom.ppf(0.025, len(ordered), 0.5)), 1) - 1
+    return float(np.median(ordered)), float(ordered[cut]), float(ordered[-1 - cut])
+
+
+def peak(call: Callable[[], object]) -> float:
+    """Bytes a call needs at most: on top of what was there, or of a program all that it holds."""
+    return call.peak() if isinstance(call, Program) else max(efficiency.peak_memory(call, "cpu"), 0.0)
+
+
+def slope(grown: Sequence[tuple[int, float]]) -> float:
+    """Exponent b of seconds = a * size**b through (size, seconds), by least squares of the logarithms."""
+    if len(grown) < 2:
+        return math.nan
+    size, seconds = np.log(np.array(grown)).T
+    return float(np.polyfit(size, seconds, 1)[0])
+
+
+def met(case: Case, row: dict[str, object]) -> str:
+    """Whether the goals of a case are met: "yes", "no", "within noise" for a ratio whose interval holds it, or ""."""
+    goal = case.goal
+    limits = {"memory_ratio": goal.memory_ratio, "seconds": goal.seconds, "memory_mib": goal.memory_mib}
+    broken = [name for name, limit in limits.items() if limit is not None and not row[name] <= limit]
+    if goal.beyond is not None and row["seconds"] - row["other_seconds"] > goal.beyond:
+        broken.append("beyond")
+    if goal.ratio is not None and row["low"] > goal.ratio:
+        broken.append("ratio")
+    if broken:
+        return "no"
+    if goal.ratio is not None and row["ratio"] > goal.ratio:
+        return "within noise"
+    return "yes" if str(goal) else ""
+
+
+def run(cases: Iterable[Case] = bench_cases.CASES, clock: Clock | None = None) -> Iterator[dict[str, object]]:
+    """Measure cases one after the other.
+
+    Args:
+        cases: what to measure.
+        clock: `wall_clock()`, the default, or `cpu_clock()`.
+
+    Yields:
+        A row per case: case, other; size, unit, compared_at (the same unless the other way cannot do that size);
+        seconds and other_seconds, medians (of us at size, of the other at compared_at); ratio, median of ours / other
+        within a round, with its 95 % interval low, high; memory_mib of our way, memory_ratio to the other's;
+        floor_seconds, over_floor (seconds / floor_seconds), floor (what it is); slope, exponent of seconds against
+        size; apart, how far the two answers are apart; goal (a ratio), goals (all of them, in words), met; clock.
+
+    Raises:
+        ArithmeticError: the two ways do not give the same answer.
+    """
+    clock = clock or wall_clock()
+    before = torch.get_num_threads()
+    torch.set_num_threads(clock.threads)
+    runtime.tune_allocator()  # for both ways
+    try:
+        rates = machine_rates(clock)
+        for case in cases:
+            yield measure(case, clock, rates)
+    finally:
+        torch.set_num_threads(before)
+
+
+def chosen(names: Sequence[str]) -> list[Case]:
+    """Cases by name or by beginning of a name, all of them if none is given."""
+    for name in names:
+        if not any(case.name.startswith(name) for case in bench_cases.CASES):
+            known = ", ".join(repr(case.name) for case in bench_cases.CASES)
+            raise ValueError(f"no case begins with {name!r}: expected {known}")
+    return [case for case in bench_cases.CASES if not names or any(map(case.name.startswith, names))]
+
+
+def line(row: dict[str, object]) -> str:
+    """A row for a terminal."""
+    goal = f"; {row['goals']}: {row['met']}" if row["goals"] else ""
+    floor = f"; {row['over_floor']:.1f} times the floor" if row["over_floor"] == row["over_floor"] else ""
+    grows = f"; grows as size^{row['slope']:.2f}" if row["slope"] == row["slope"] else ""
+    return (
+        f"{row['case']}: {1e3 * row['seconds']:.1f} ms, {row['memory_mib']:.0f} MiB at {row['size']:,} {row['unit']}; "
+        f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of {row['other']}, memory {row['memory_ratio']:.2f}"
+        f"{floor}{grows}{goal} ({row['clock']})"
+    )
+
+
+# record
+
+
+def recorded_costs() -> pd.DataFrame:
+    """The table as it ships with the project, `data/results/bench.csv`; `srlab bench --record` makes it.
+
+    Returns:
+        A row per case, as `run` gives them, with the commit and the date of each. With `SRLAB_RECORD=1` cases that are
+        new or have other sizes than on record are measured first.
+
+    Raises:
+        RecordError: the record is missing, or of other cases or sizes than the project now has.
+    """
+
+    def compute() -> pd.DataFrame:
+        if os.environ.get("SRLAB_RECORD", "") != "1":
+            raise runtime.RecordError(
+                f"{_path()} is missing, or of other cases or sizes than this project now has: `srlab bench --record` "
+                f"brings it up to date"
+            )
+        return _brought_up_to_date((), wall_clock())
+
+    return runtime.recorded(RECORD, compute, settings=_settings())
+
+
+def record(cases: Sequence[Case], clock: Clock) -> pd.DataFrame:
+    """Measure these cases, and those that are not on record, anew and write `data/results/bench.csv`."""
+    before = os.environ.get("SRLAB_RECORD")
+    os.environ["SRLAB_RECORD"] = "1"
+    try:
+        return runtime.recorded(RECORD, lambda: _brought_up_to_date(cases, clock), settings=_settings())
+    finally:
+        if before is None:
+            del os.environ["SRLAB_RECORD"]
+        else:
+            os.environ["SRLAB_RECORD"] = before
+
+
+def _path() -> Path:
+    return runtime.repo_data("results", f"{RECORD}.csv")
+
+
+def _settings() -> dict[str, Any]:
+    """What was compared with what at which sizes: nothing that depends on how fast the machine is."""
+    sizes = {case.name: [case.other, *case.sizes, case.compared_at or case.sizes[-1]] for case in bench_cases.CASES}
+    return {"cases": sizes, "form": FORM}
+
+
+def _brought_up_to_date(cases: Sequence[Case], clock: Clock) -> pd.DataFrame:
+    kept = _rows_that_hold()
+    again = {case.name for case in cases}
+    wanted = [case for case in bench_cases.CASES if case.name in again or case.name not in set(kept["case"])]
+    made = {"commit": runtime.commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    rows = []
+    for row in run(wanted, clock):
+        print(line(row), flush=True)
+        rows.append(row | made)
+    kept = kept[~kept["case"].isin([case.name for case in wanted])]
+    table = pd.concat([kept, pd.DataFrame(rows)], ignore_index=True).set_index("case")
+    return table.loc[[case.name for case in bench_cases.CASES]].reset_index()[list(COLUMNS)]
+
+
+def _rows_that_hold() -> pd.DataFrame:
+    """Rows of the shipped record whose cases are still the same."""
+    path, about = _path(), _path().with_suffix(".json")
+    if not (path.is_file() and about.is_file()):
+        return pd.DataFrame(columns=list(COLUMNS))
+    then, now = json.loads(about.read_text(encoding="utf-8"))["settings"], _settings()
+    rows = pd.read_csv(path, float_precision="round_trip")
+    same = [name for name, sizes in now["cases"].items() if then["cases"].get(name) == sizes]
+    return rows[rows["case"].isin(same if then["form"] == now["form"] else [])]

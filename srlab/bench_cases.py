@@ -1,0 +1,156 @@
+"""Bench cases room: what `srlab bench` times. Each case is one thing the lab does and another way to do the same.
+
+The other way is a package where one is well known (Pillow, scikit-image, scikit-learn, PyTorch as it comes), else the
+form of `textbook`. A case makes its `Work` for a size; both ways are asked for the same answer before either is timed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srlab import bench_maths, bench_models, igconv, metrics, runtime, textbook, upsamplers
+from srlab.bench_work import Case, Floor, Goal, Program, Work
+
+
+def importing(size: int) -> Work:
+    """The rooms that the example in README imports, on top of torch."""
+    readme = "from srlab import datasets, evaluate, models, weights"
+    floor = Floor("nothing")
+    return Work(Program(f"import torch, srlab; {readme}"), Program("import torch"), floor)
+
+
+def asking_for_help(size: int) -> Work:
+    """`srlab --help`."""
+    asking = "import sys; sys.argv = ['srlab', '--help']; from srlab.cli import main; main()"
+    return Work(Program(asking), Program("pass"), Floor("nothing"))
+
+
+def first_figure(size: int) -> Work:
+    """Notebook 00 from its first cell to its first figure, written to disk."""
+    root = runtime.project_root()
+    if root is None:
+        raise ValueError("the notebooks are not here: run srlab bench from a clone of the project")
+    code = "import torch, matplotlib.pyplot, pandas, scipy.stats, skimage.data"
+    return Work(Program(_until_first_figure(root / "notebooks")), Program(code), Floor("nothing"))
+
+
+def _until_first_figure(notebooks: Path) -> str:
+    """The cells of notebook 00 up to the first that saves a figure, as one program."""
+    import nbformat
+
+    book = nbformat.read(notebooks / "00_start_here.ipynb", as_version=4)
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    last = next(number for number, source in enumerate(cells) if "run.save(" in source)
+    return "\n".join(cells[: last + 1])
+
+
+CASES: tuple[Case, ...] = (
+    Case("import srlab", "import torch", "programs", (1,), importing, Goal(beyond=1.5), rounds=5),
+    Case("srlab --help", "an empty Python", "programs", (1,), asking_for_help, Goal(seconds=1.0), rounds=5),
+    Case("first figure of notebook 00", "import of its packages", "programs", (1,), first_figure, rounds=5),
+    *(
+        Case(
+            f"imresize 1/{scale}, 8 bits",
+            "Pillow",
+            "pixels",
+            (172_800, 691_200, 2_766_240),
+            bench_maths.shrinking(scale),
+            Goal(ratio=0.40),
+            within=1.5,
+        )
+        for scale in (2, 3, 4)
+    ),
+    Case(
+        "PSNR-Y",
+        "scikit-image on a float64 luma",
+        "pixels",
+        (172_800, 691_200, 2_766_240),
+        bench_maths.scoring(metrics.psnr_y, "psnr"),
+        Goal(ratio=0.60),
+        within=1e-6,
+    ),
+    Case(
+        "SSIM-Y",
+        "scikit-image on a float64 luma",
+        "pixels",
+        (172_800, 691_200, 2_766_240),
+        bench_maths.scoring(metrics.ssim_y, "ssim"),
+        Goal(ratio=0.54),
+        within=1e-7,
+    ),
+    Case(
+        "CKA, 64 features",
+        "centred float64 copies",
+        "examples",
+        (10_000, 100_000, 1_000_000),
+        bench_maths.similarity(False, textbook.cka_of_copies),
+        Goal(ratio=0.38, seconds=0.5, memory_mib=100),
+        within=1e-6,
+        rounds=9,
+    ),
+    Case(
+        "debiased CKA, 64 features",
+        "two Gram matrices",
+        "examples",
+        (10_000, 100_000, 1_000_000),
+        bench_maths.similarity(True, textbook.debiased_cka_of_grams),
+        Goal(seconds=0.5, memory_mib=100),
+        within=1e-6,
+        compared_at=4_000,
+        rounds=9,
+    ),
+    Case(
+        "CKA of 16 x 16 layers",
+        "the two forward passes alone",
+        "pictures",
+        (8, 16, 32),
+        bench_models.layer_matrix,
+        Goal(ratio=1.25),
+        rounds=7,
+    ),
+    Case(
+        "kernel alignment", "scikit-learn's Ridge", "pictures", (8, 16, 32), bench_maths.aligning, within=1e-4, rounds=7
+    ),
+    Case(
+        "kernel correlation",
+        "loops over tiny images",
+        "channels",
+        (16, 32, 64),
+        bench_maths.correlating,
+        within=1e-6,
+        rounds=9,
+    ),
+    Case(
+        "radial power spectrum",
+        "NumPy and scipy.ndimage.mean",
+        "pixels",
+        (172_800, 691_200, 2_766_240),
+        bench_maths.spectrum,
+        within=1e-3,
+        rounds=7,
+    ),
+    Case("hyper-network, trained", "its official form", "scale", (2, 3, 4), bench_models.hyper_network, within=1e-5),
+    Case(
+        "instantiated IGConv",
+        "SPConv",
+        "pixels",
+        (14_400, 57_600, 230_400),
+        bench_models.upsampling(
+            lambda: igconv.IGConv(64).eval().instantiate(2),
+            lambda: upsamplers.SPConv(64, 2),
+        ),
+        Goal(ratio=1.02, memory_ratio=1.02),
+    ),
+    Case(
+        "instantiated IGConv+",
+        "SPConv+",
+        "pixels",
+        (14_400, 57_600, 230_400),
+        bench_models.upsampling(
+            lambda: igconv.IGConvPlus(64).eval().instantiate(2),
+            lambda: upsamplers.SPConvPlus(64, 2),
+        ),
+        Goal(ratio=0.32, memory_ratio=0.20),
+        rounds=9,
+    ),
+)

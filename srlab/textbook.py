@@ -1,0 +1,130 @@
+"""Textbook room: the plain form of what other rooms compute in a faster one. Tensors or arrays in, the same out.
+
+Written as the definition reads, for no purpose but comparison: `srlab bench` times the lab against these forms, after
+both have given the same answer. Nothing else in the lab uses them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BT601 = (65.481, 128.553, 24.966)  # luma of red, green, blue in [0, 1], on the scale 16 to 235
+
+
+def luma(picture: np.ndarray) -> np.ndarray:
+    """Luma (H, W) in float64, 16 to 235, of an 8-bit picture (H, W, 3): ITU-R BT.601."""
+    return picture @ (np.array(BT601) / 255) + 16
+
+
+def cka_of_copies(x: Tensor, y: Tensor) -> float:
+    """Biased linear CKA of (n, p) and (n, q) by centred float64 copies (Kornblith et al. 2019, arXiv 1905.00414)."""
+    x, y = (each.double() - each.double().mean(0) for each in (x, y))
+    return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def debiased_cka_of_grams(x: Tensor, y: Tensor) -> float:
+    """Debiased linear CKA of (n, p) and (n, q) by two Gram matrices (n, n) and HSIC_1 (Song et al. 2012, JMLR 13)."""
+    k, l = (each.double() @ each.double().T for each in (x, y))  # noqa: E741  (named as in the paper)
+    for gram in (k, l):
+        gram.fill_diagonal_(0)
+    return _hsic_1(k, l) / math.sqrt(_hsic_1(k, k) * _hsic_1(l, l))
+
+
+def _hsic_1(k: Tensor, l: Tensor) -> float:  # noqa: E741
+    n = len(k)
+    rows = float(k.sum(1) @ l.sum(1))
+    total = float(k.sum() * l.sum()) / ((n - 1) * (n - 2))
+    return (float((k * l).sum()) + total - 2 * rows / (n - 2)) / (n * (n - 3))
+
+
+def correlation(phases_a: Tensor, phases_b: Tensor) -> float:
+    """Pearson correlation of two kernels, phase images (rgb, C, k, k, r, r) and (rgb, C, k, k, s, s) with r >= s.
+
+    Tiny image by tiny image the finer one is read at the coarser one's sub-pixel centres, along rows, then columns.
+    """
+    r, s = phases_a.shape[-1], phases_b.shape[-1]
+    centres_r, centres_s = (((2 * np.arange(n) + 1) / n - 1) for n in (r, s))
+    first, second = [], []
+    for place in itertools.product(*(range(n) for n in phases_a.shape[:4])):
+        fine, coarse = phases_a[place].double().numpy(), phases_b[place].double().numpy()
+        rows = [np.interp(centres_s, centres_r, line) for line in fine]
+        read = [np.interp(centres_s, centres_r, line) for line in np.stack(rows).T]
+        first.append(np.stack(read).T.ravel())
+        second.append(coarse.ravel())
+    return float(np.corrcoef(np.concatenate(first), np.concatenate(second))[0, 1])
+
+
+def kernel(hyper: nn.Module, scale: int) -> Tensor:
+    """Kernel of an `igconv.ImplicitKernel` with one group, (maps * scale**2, C, k, k), as the official code makes it.
+
+    Coordinates are repeated for each of the N kernel elements, the features (N, D, scale, scale) go through a chain of
+    1x1 convolutions.
+    """
+    centres = (2 * torch.arange(scale) + 1) / scale - 1
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))  # (y, x), row, column
+    y, x = grid.repeat(len(hyper.frequency), 1, 1, 1).split(1, dim=1)  # (N, 1, row, column) each
+    along_x, along_y = hyper.frequency[:, :, None, None].chunk(2, dim=1)
+    phase = hyper.phase(torch.full((1, 1, 1, 1), 2 / min(scale, hyper.max_scale)))
+    theta = math.pi * (along_x * x + along_y * y + phase)  # (N, D / 2, row, column)
+    values = hyper.amplitude[:, :, None, None] * torch.cat([theta.cos(), theta.sin()], dim=1)
+    for i, layer in enumerate(hyper.layers):
+        values = layer(F.relu(values) if i else values)
+    k = hyper.kernel_size
+    values = values.view(hyper.channels, k, k, hyper.maps, scale, scale).permute(3, 4, 5, 0, 1, 2)
+    return values.reshape(hyper.maps * scale**2, hyper.channels, k, k)
+
+
+def ring_means(picture: Tensor) -> np.ndarray:
+    """Power density (C, rings) of a picture (C, H, W) by the whole complex plane and a mask per ring (Hann window)."""
+    from scipy import ndimage
+
+    x = picture.double().numpy()
+    height, width = x.shape[-2:]
+    taper = np.outer(*(np.hanning(n + 1)[:-1] for n in (height, width)))
+    mean = (x * taper).sum((-2, -1), keepdims=True) / taper.sum()
+    power = np.abs(np.fft.fft2((x - mean) * taper)) ** 2 / np.square(taper).sum()
+    power[..., 0, 0] = mean[..., 0, 0] ** 2 * height * width
+    rings = min(height, width) // 2
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    index = np.round(f.astype(np.float32) * 2 * rings).astype(int)
+    return np.stack([ndimage.mean(plane, index, np.arange(rings + 1)) for plane in power])
+
+
+def ridge(
+    feats_from: Sequence[Tensor], feats_to: Sequence[Tensor], alphas: Sequence[float], folds: int
+) -> tuple[np.ndarray, float]:
+    """Map (B, A) between the pixels of two encoders' features and its penalty, chosen by leaving pictures out.
+
+    Every fold and every penalty is one fit of scikit-learn's `Ridge` to all pixels, as its guide shows it.
+
+    Args:
+        feats_from, feats_to: per picture (A, h, w) and (B, h, w).
+        alphas: penalties, in units of the mean variance of `feats_from`.
+        folds: picture i is left out in fold i % folds.
+    """
+    from sklearn.linear_model import Ridge
+
+    def rows(feats: Sequence[Tensor], chosen: list[int]) -> np.ndarray:
+        return np.concatenate([feats[i].double().flatten(1).T.numpy() for i in chosen])
+
+    def fitted(alpha: float, chosen: list[int]) -> Ridge:
+        x, y = rows(feats_from, chosen), rows(feats_to, chosen)
+        return Ridge(alpha=alpha * x.var(0).mean() * len(x)).fit(x, y)
+
+    everyone = list(range(len(feats_from)))
+    errors = {}
+    for alpha in alphas:
+        errors[alpha] = 0.0
+        for fold in range(folds):
+            out = [i for i in everyone if i % folds == fold]
+            model = fitted(alpha, [i for i in everyone if i % folds != fold])
+            errors[alpha] += np.square(rows(feats_to, out) - model.predict(rows(feats_from, out))).sum()
+    best = min(errors, key=errors.get)
+    return fitted(best, everyone).coef_, best

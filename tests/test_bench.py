@@ -1,0 +1,167 @@
+"""The bench: textbook forms by definition, intervals, goals and records. No test looks at how long anything takes."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from srlab import alignment, bench, bench_cases, cka, igconv, kernels, runtime, spectra, textbook
+from srlab.bench_work import Case, Floor, Goal, Program, Work
+
+TINY = {"pixels": 1_300, "examples": 300, "pictures": 5, "channels": 3, "scale": 2}
+COSTLY = {"import srlab", "first figure of notebook 00", "CKA of 16 x 16 layers", "kernel alignment"}
+
+
+def chance(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# textbook forms and ours, two roads to one number
+
+
+@pytest.mark.parametrize("case", [c for c in bench_cases.CASES if c.name not in COSTLY], ids=lambda case: case.name)
+def test_both_ways_of_a_case_give_the_same(case):
+    size = TINY.get(case.unit, 1)
+    small = dataclasses.replace(case, sizes=(size,), compared_at=None, rounds=1)
+    row = bench.measure(small, bench.cpu_clock(), bench.Rates(1e10, 1e11))
+    assert not row["apart"] > case.within
+    assert row["size"] == row["compared_at"] == size
+    assert math.isnan(row["slope"])
+
+
+def test_textbook_similarities_are_those_of_the_lab():
+    x = torch.randn(200, 5, generator=chance())
+    y = x @ torch.randn(5, 7, generator=chance(1)) + 3 * torch.randn(200, 7, generator=chance(2))
+    assert textbook.cka_of_copies(x, y) == pytest.approx(cka.linear_cka(x, y), abs=1e-9)
+    assert textbook.debiased_cka_of_grams(x, y) == pytest.approx(cka.linear_cka(x, y, debiased=True), abs=1e-9)
+
+
+def test_textbook_kernels_are_those_of_the_lab():
+    torch.manual_seed(0)
+    hyper = igconv.ImplicitKernel(3, 3, implicit_dim=8)
+    torch.testing.assert_close(textbook.kernel(hyper, 3), hyper(3))
+    phases = [kernels.phase_images(torch.randn(3 * r**2, 2, 3, 3, generator=chance(r)), r) for r in (4, 3)]
+    assert textbook.correlation(*phases) == pytest.approx(kernels.correlate(*phases).whole, abs=1e-12)
+
+
+def test_textbook_rings_are_those_of_the_lab():
+    picture = torch.rand(2, 40, 51, generator=chance())
+    np.testing.assert_allclose(textbook.ring_means(picture), spectra.radial_power_spectrum(picture)[1], rtol=1e-4)
+
+
+def test_scikit_learn_finds_the_map_and_the_penalty_of_the_lab():
+    feats_from = [torch.randn(4, 6, 6, generator=chance(i)) for i in range(6)]
+    feats_to = [feats[:3] + torch.randn(3, 6, 6, generator=chance(9 + i)) for i, feats in enumerate(feats_from)]
+    found = alignment.fit_channel_map(feats_from, feats_to)
+    matrix, alpha = textbook.ridge(feats_from, feats_to, alignment.ALPHAS, alignment.FOLDS)
+    assert alpha == found.alpha
+    np.testing.assert_allclose(matrix, found.matrix, atol=1e-12)
+
+
+# measuring
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says():
+    drawn = np.random.default_rng(0).lognormal(size=(2000, 15))  # lopsided, median 1
+    ends = np.array([bench.middle(row)[1:] for row in drawn])
+    assert 0.94 < ((ends[:, 0] <= 1) & (ends[:, 1] >= 1)).mean() < 0.985
+    assert bench.middle(np.array([3.0, 1.0, 2.0])) == (2.0, 1.0, 3.0)
+
+
+def test_the_slope_is_the_exponent():
+    assert bench.slope([(10, 3e-3), (100, 0.3), (1000, 30.0)]) == pytest.approx(2.0)
+
+
+def counting(calls, name):
+    return lambda: calls.append(name)
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    taken = bench.in_turns(Work(counting(calls, "a"), counting(calls, "b"), Floor("")), 3, bench.cpu_clock())
+    assert taken.shape == (3, 2)
+    assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]
+
+
+def row_of(**values):
+    numbers = {"ratio": 0.5, "low": 0.4, "high": 0.6, "seconds": 1.0, "other_seconds": 2.0}
+    return {**numbers, "memory_mib": 10.0, "memory_ratio": 1.0, **values}
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (Goal(), ""),
+        (Goal(ratio=0.55), "yes"),
+        (Goal(ratio=0.45), "within noise"),
+        (Goal(ratio=0.35), "no"),
+        (Goal(ratio=0.55, memory_ratio=0.9), "no"),
+        (Goal(seconds=1.0, memory_mib=10), "yes"),
+        (Goal(beyond=0.0), "yes"),
+        (Goal(beyond=-1.5), "no"),
+    ],
+)
+def test_goals_are_judged_with_their_interval(goal, expected):
+    case = Case("a", "b", "pixels", (1,), None, goal)
+    assert bench.met(case, row_of()) == expected
+
+
+def test_unequal_answers_are_not_timed():
+    case = Case("ours", "theirs", "pixels", (1,), lambda size: Work(list, list, Floor(""), lambda: 0.5), within=0.1)
+    with pytest.raises(ArithmeticError, match=r"ours and theirs are 0\.5 apart"):
+        bench.measure(case, bench.cpu_clock(), bench.Rates(1.0, 1.0))
+
+
+def test_a_program_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="no such thing"):
+        Program("raise SystemExit('no such thing')")()
+    assert Program("pass").peak() > 1e6 or math.isnan(Program("pass").peak())
+
+
+def test_cases_are_found_by_the_beginning_of_their_name():
+    assert [case.name for case in bench.chosen(["PSNR", "instantiated IGConv+"])] == ["PSNR-Y", "instantiated IGConv+"]
+    assert bench.chosen([]) == list(bench_cases.CASES)
+    with pytest.raises(ValueError, match="no case begins with 'soup': expected 'import srlab'"):
+        bench.chosen(["soup"])
+
+
+# record
+
+
+def quick_case(name, size):
+    return Case(name, "list", "pixels", (size,), lambda pixels: Work(list, list, Floor("", bytes=8.0)), rounds=2)
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "repo_data", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr(bench_cases, "CASES", (quick_case("a", 1), quick_case("b", 1)))
+    monkeypatch.setattr(runtime, "commit", lambda: "this commit")
+    monkeypatch.setattr(bench, "machine_rates", lambda clock: bench.Rates(1e9, 1e9))
+    return tmp_path / "results" / "bench.csv"
+
+
+def test_without_a_record_it_is_said_how_to_make_one(records):
+    with pytest.raises(runtime.RecordError, match="srlab bench --record"):
+        bench.recorded_costs()
+
+
+def test_a_record_keeps_the_rows_that_still_hold(records, monkeypatch):
+    bench.record([], bench.cpu_clock())
+    text = records.read_text().replace("this commit", "an older commit")
+    about = json.loads(records.with_suffix(".json").read_text()) | {"data_sha256": runtime.text_sha256(text)}
+    records.write_text(text)
+    records.with_suffix(".json").write_text(json.dumps(about))
+    assert list(bench.recorded_costs().columns) == list(bench.COLUMNS)
+
+    monkeypatch.setattr(bench_cases, "CASES", (quick_case("a", 1), quick_case("b", 2)))
+    with pytest.raises(runtime.RecordError):
+        bench.recorded_costs()
+    table = bench.record([], bench.cpu_clock()).set_index("case")
+    assert table.loc["a", "commit"] == "an older commit"
+    assert table.loc["b", "commit"] == "this commit"
+    table = bench.record(bench.chosen(["a"]), bench.cpu_clock()).set_index("case")
+    assert table.loc["a", "commit"] == "this commit"
