@@ -1,4 +1,4 @@
-"""Command line room: `srlab figures, student, train, evaluate, upscale, cka, claims, verify, fetch, models, doctor`.
+"""Command line room: `srlab figures, student, train, evaluate, upscale, cka, claims, verify, bench, fetch, ...`.
 
 Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
 by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlab import claims_command, runtime
+from srlab import bench_command, claims_command, runtime
 
 DEFAULT_MODEL = "edsr-tiny-igconv"
 """Ships with the project and serves x2, x3 and x4."""
@@ -417,6 +417,12 @@ COMMANDS = {
         claims_command.add_verify_options,
         claims_command.verify,
         "srlab verify data/results/benchmarks.csv",
+    ),
+    "bench": Command(
+        "time the lab against other ways to do the same",
+        bench_command.add_options,
+        bench_command.run,
+        "srlab bench imresize CKA",
     ),
     "fetch": Command("get pictures and published weights, verified", _fetch_options, _fetch, "srlab fetch set5 imdn"),
     "models": Command("list the trained models", _models_options, _models, "srlab models imdn-x2"),
