@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from srlab import datasets, evaluate, fetch, images, metrics, runtime, spectra, train
+from srlab import datasets, evaluate, fetch, images, metrics, runtime, spectra, sweeps, train, weights
 from srlab.datasets import CropStore, ImageSet
 from srlab.models import SRModel
 
@@ -45,9 +45,9 @@ MEASURES = ("error", "amplitude", "gain")
 
 
 class Plan(NamedTuple):
-    """Sizes of the ablation; the defaults are those of the record (20 minutes of one core)."""
+    """Sizes of the ablation; the defaults are those of the record (a quarter of an hour on one core)."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2)
     encoder: str = "edsr-nano"
     sizes: tuple[tuple[str, object], ...] = (("implicit_dim", 64),)
     """options of `models.build` that all variants share: a quarter of the paper's implicit width, for 16 channels"""
@@ -106,10 +106,9 @@ def runs(plan: Plan = PLAN) -> list[tuple[str, int]]:
     return [(variant, seed) for seed in plan.seeds for variant in VARIANTS]
 
 
-def folder_of(folder: Path, variant: str, seed: int) -> Path:
-    """Where a run keeps its checkpoint, log, weights and course."""
-    name = variant.lower().replace("+", "-plus").replace(" ", "-")
-    return Path(folder) / f"{name}-seed{seed}"
+def run_name(variant: str, seed: int) -> str:
+    """Name of a run's folder."""
+    return f"{variant.lower().replace('+', '-plus').replace(' ', '-')}-seed{seed}"
 
 
 # training
@@ -187,27 +186,35 @@ def band_columns(sr: Tensor, hr: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def train_all(folder: str | Path, plan: Plan = PLAN, store: CropStore | None = None) -> Iterator[Path]:
+def train_all(
+    folder: str | Path, plan: Plan = PLAN, *, part: str = "1/1", store: CropStore | None = None
+) -> Iterator[Path]:
     """Train what is not finished yet, one run after the other; interrupt it at will, a later call goes on.
 
     Args:
         folder: holds a folder per run.
         plan: sizes.
-        store: crops, when the caller has them.
+        part: this process's share of the runs, "1/2" the first of two, as in `sweeps.part_of`.
+        store: crops, when the caller has them; decoded once for all runs.
 
     Yields:
         The folder of each finished run.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
     """
+    names = {run_name(variant, seed): (variant, seed) for variant, seed in runs(plan)}
+    sweep = sweeps.part_of([(name, recipe(*run, plan)) for name, run in names.items()], part)
     store = store or CropStore(datasets.load(plan.data), plan.scales, patch=plan.patch)
     photos = datasets.load("demo")
     photos = photos.subset(photos.names[: plan.watched])
-    for variant, seed in runs(plan):
-        run = folder_of(Path(folder), variant, seed)
-        if not (run / "model.safetensors").exists():
+    for name, wanted in sweep:
+        run = Path(folder) / name
+        if not sweeps.is_finished(wanted, run):
             course = Course(photos, plan.watched_scales, plan.snapshots, run / "course.csv")
-            result = train.fit(recipe(variant, seed, plan), run, store=store, on_log=course)
-            if result.step < plan.steps:
-                return
+            result = train.fit(wanted, run, store=store, on_log=course)
+            if result.step < plan.steps:  # its checkpoint is written
+                raise KeyboardInterrupt
         yield run
 
 
@@ -226,6 +233,16 @@ def score(model: SRModel, pictures: ImageSet, scale: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def score_run(run: str | Path, plan: Plan = PLAN) -> pd.DataFrame:
+    """`score` of a finished run on all test sets and scales; kept as `scores.csv` in its folder."""
+    file = Path(run) / "scores.csv"
+    if not file.exists():
+        model = weights.load_checkpoint(Path(run) / sweeps.WEIGHTS)
+        table = pd.concat([score(model, pictures, scale) for scale in plan.scales for pictures in sets_of(plan)])
+        runtime.atomic_write(file, lambda draft: table.to_csv(draft, index=False))
+    return pd.read_csv(file, dtype={"image": str})
+
+
 def score_all(folder: str | Path, plan: Plan = PLAN) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and courses of all finished runs, each with columns variant and seed; `train_all` comes first.
 
@@ -234,16 +251,14 @@ def score_all(folder: str | Path, plan: Plan = PLAN) -> tuple[pd.DataFrame, pd.D
     """
     scores, courses, seconds = [], [], 0.0
     for variant, seed in runs(plan):
-        run = folder_of(Path(folder), variant, seed)
-        result = train.fit(recipe(variant, seed, plan), run, store=_NothingToTrainOn())  # finished: loads the weights
-        if result.step < plan.steps:
-            raise train.TrainingError(f"{run} stopped at step {result.step} of {plan.steps}: finish it with train_all")
-        seconds += result.log[-1]["seconds"]
+        run = Path(folder) / run_name(variant, seed)
+        if not sweeps.is_finished(recipe(variant, seed, plan), run):
+            raise train.TrainingError(f"{run} holds no finished run of this plan: train it first (train_all)")
+        seconds += pd.read_csv(run / "log.csv")["seconds"].iloc[-1]
         label = {"variant": variant, "seed": seed}
         course = pd.read_csv(run / "course.csv", dtype={"image": str})
         courses.append(course.drop_duplicates(["step", "scale", "image"], keep="last").assign(**label))
-        for scale in plan.scales:
-            scores += [score(result.model, pictures, scale).assign(**label) for pictures in sets_of(plan)]
+        scores.append(score_run(run, plan).assign(**label))
     tables = []
     for parts in (scores, courses):
         table = pd.concat(parts, ignore_index=True)
@@ -251,15 +266,6 @@ def score_all(folder: str | Path, plan: Plan = PLAN) -> tuple[pd.DataFrame, pd.D
         table.attrs["seconds"] = seconds
         tables.append(table)
     return tables[0], tables[1]
-
-
-class _NothingToTrainOn:
-    """Stands in for the crops of a finished run."""
-
-    name = "none"
-
-    def to(self, device: torch.device) -> _NothingToTrainOn:
-        return self
 
 
 @functools.cache
@@ -295,9 +301,8 @@ def _recorded(name: str, which: int) -> pd.DataFrame:
                 f"{runtime.repo_data('results', f'{name}.csv')} is missing, or of another plan or other pictures: "
                 f"`SRLAB_RECORD=1 srlab train --sweep ablation` makes it anew"
             )
-        folder = Path("runs/ablation")
-        if len(list(train_all(folder))) < len(runs()):
-            raise train.TrainingError("the ablation was interrupted; the same call goes on with it")
+        folder = Path("runs") / RECORD
+        list(train_all(folder))
         return score_all(folder)[which]
 
     return runtime.recorded(name, compute, settings=settings)

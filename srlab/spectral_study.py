@@ -241,9 +241,9 @@ class KernelSizes(NamedTuple):
 
     channels: int = 16
     implicit_dim: int = 128
-    looks: tuple[int, ...] = (25, 50, 100, 200, 400)
-    learning_rate: float = 1e-3
-    seeds: tuple[int, ...] = (0, 1, 2)
+    looks: tuple[int, ...] = (25, 50, 100, 150, 200)
+    learning_rate: float = 2e-3
+    seeds: tuple[int, ...] = (0, 1)
 
 
 SIZES = KernelSizes()
