@@ -178,12 +178,14 @@ def _recipes() -> dict[str, tuple[Recipe, str]]:
         log_every=5,
         save_every=20,
     )
-    # a few minutes on two cores: a model that beats bicubic
+    # Three minutes on two cores for a model that beats bicubic. A plain IGConv spends them on learning what interpolation
+    # does (32.9 dB at x2 after 400 steps), so this one paints what bicubic lacks.
     demo = Recipe(
         "edsr-tiny",
         "igconv",
+        sizes={"skip": "bicubic", "implicit_dim": 128},
         data="demo",
-        steps=600,
+        steps=1800,
         micro_batch=4,
         micro_batches=3,
         patch=32,
@@ -191,7 +193,7 @@ def _recipes() -> dict[str, tuple[Recipe, str]]:
         final_learning_rate=1e-5,
         warmup=50,
         ema=0.99,
-        log_every=10,
+        log_every=20,
         save_every=200,
     )
     # an hour or two on two cores: the model in data/weights
