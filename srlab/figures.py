@@ -398,7 +398,7 @@ def draw_bars_with_intervals(
         look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white"}
         ax.bar(x, rows["mean"], 0.92 * bar, yerr=panels.whiskers(rows), capsize=3, ecolor=INK, label=group, **look)
         for at, row in zip(x, rows.itertuples(), strict=True):
-            end, side, anchor = (row.low, -3, "top") if row.mean < 0 else (row.high, 3, "bottom")
+            end, side, anchor = (row.low, -3, "top") if row.high < 0 else (row.high, 3, "bottom")
             text = {"textcoords": "offset points", "ha": "center", "va": anchor, "fontsize": SMALLEST, "rotation": turn}
             ax.annotate(f"{round(row.mean, digits) + 0.0:.{digits}f}", (at, end), (0, side), **text)  # no "-0.00"
     ax.axhline(0, color=INK, linewidth=0.8)
