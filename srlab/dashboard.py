@@ -21,7 +21,7 @@ from srlab.playground import Enlarged, Photo
 from srlab.upsamplers import ScaleError
 
 VIEWS_KEPT = 42  # some megabytes each: all scales of six choices
-WITH_TRUTH = {"shrink it, then enlarge it (the truth is known)": True, "enlarge it as it is": False}
+WITH_TRUTH = {"shrink it first (truth known)": True, "enlarge it as it is": False}
 
 
 class _View(NamedTuple):

@@ -32,7 +32,7 @@ OWN_FOLDERS = {
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 # JupyterLab shows an exception as it shows a warning, as text on stderr: told by its first line
 TRACEBACK = '[data-mime-type="application/vnd.jupyter.stderr"]:has-text("Traceback (most recent call last)")'
-PATIENCE = 120_000  # ms for anything a quiet machine does in seconds
+PATIENCE = 240_000  # ms for anything a quiet machine does in seconds
 CELL_PATIENCE = 300_000
 
 

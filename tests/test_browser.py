@@ -422,7 +422,7 @@ def test_two_visitors_of_the_dashboard_do_not_disturb_each_other(voila, browser,
     other = browser.new_context(viewport={"width": 400, "height": 900}).new_page()  # a phone
     other.set_default_timeout(PATIENCE)
     for window in (page, other):
-        window.goto(voila)
+        window.goto(voila, wait_until="commit")  # the page is sent while the cells run
     for window in (page, other):
         window.locator(".srlab-playground img").first.wait_for(timeout=browsing.CELL_PATIENCE)
         assert not window.locator(".srlab-error").count()

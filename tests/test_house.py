@@ -212,6 +212,34 @@ def test_notebooks_stop_at_errors(path):
     assert not tags & {"raises-exception", "skip-execution"}
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_ask_predict_read_and_end_in_exercises_with_solutions(path):
+    book = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    assert text.splitlines()[0].endswith("?"), "the title is a question"
+    wanted = ["**You will see**", "**Needs**", "**Time**", "**Prediction", "**Reading", "## What we learnt"]
+    assert not [part for part in [*wanted, "## Exercises", "## References"] if part not in text]
+    learnt, exercises = text.split("## What we learnt")[1].split("## Exercises")
+    assert "paper" in learnt, "our number stands beside the paper's"
+    levels = re.findall(r"^(?:\*\*Exercise \d\*\*|\d\.) \*\((easy|middle|open)\)\*", exercises, re.MULTILINE)
+    assert 3 <= len(levels) <= 5
+    assert levels == sorted(levels), "easy, middle, open"  # the alphabet happens to agree
+    assert (levels[0], levels[-1]) == ("easy", "open")
+    solved = [cell for cell in book.cells if "solution" in cell.metadata.get("tags", ())]
+    assert len(solved) >= len(levels), "every exercise has a solution"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_has_a_lesson_of_45_minutes(path):
+    lessons = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
+    lesson = re.search(rf"^## {path.stem[:2]} .+?(?=^## |\Z)", lessons, re.MULTILINE | re.DOTALL)[0]
+    minutes = [tuple(map(int, pair)) for pair in re.findall(r"^\| (\d+)-(\d+) \|", lesson, re.MULTILINE)]
+    assert [begin for begin, _ in minutes] == [0, *(end for _, end in minutes[:-1])], "no gap, no overlap"
+    assert minutes[-1][1] == 45
+    for part in ("**Aims.**", "**Ask.**", "**On the screen.**", "**Misconceptions.**", "**Homework.**"):
+        assert part in lesson
+
+
 # files
 
 
@@ -220,6 +248,8 @@ def test_no_file_is_large_or_someone_elses_weights():
     large = {str(path.relative_to(ROOT)): path.stat().st_size for path in files if path.stat().st_size > 4e6}
     assert not large
     assert not [path.name for path in files if path.suffix in {".pth", ".pt", ".ckpt"}]
+    pictures = {path.name: path.stat().st_size for path in (ROOT / "data" / "results").glob("*.png")}
+    assert not {name: size for name, size in pictures.items() if size > 300_000}, "headline pictures are small"
 
 
 def test_no_file_names_a_place_on_somebodys_machine():
@@ -284,7 +314,7 @@ def test_constraints_pin_every_dependency_within_its_bounds():
 def test_make_and_ci_call_what_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert {"figures", "lab", "test", "lint", "clean"} <= targets
+    assert {"figures", "lab", "dashboard", "student", "test", "lint", "clean"} <= targets
     from srlab.cli import COMMANDS
 
     assert set(re.findall(r"-m srlab (\w+)", makefile)) <= set(COMMANDS)
