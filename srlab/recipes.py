@@ -178,7 +178,7 @@ def _recipes() -> dict[str, tuple[Recipe, str]]:
         log_every=5,
         save_every=20,
     )
-    # Three minutes on two cores for a model that beats bicubic. A plain IGConv spends them on learning what interpolation
+    # Three minutes on two cores for a model that beats bicubic. A plain IGConv spends them learning what interpolation
     # does (32.9 dB at x2 after 400 steps), so this one paints what bicubic lacks.
     demo = Recipe(
         "edsr-tiny",

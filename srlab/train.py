@@ -236,9 +236,9 @@ class _Run:
         model = self.scored_model()
         for scale in self.recipe.scales:
             table = evaluate.benchmark(model, pictures, scale, progress=False)
-            scores = {"scale": scale, "psnr_y": table["psnr_y"].mean(), "ssim_y": table["ssim_y"].mean()}
+            means = {name: float(table[name].mean()) for name in ("psnr_y", "ssim_y")}
             about = {"step": self.step, "weights": self.weights, "dataset": pictures.name, "images": len(pictures)}
-            self.curves.add(f"validation x{scale}", self.validation.add({**about, **scores}))
+            self.curves.add(f"validation x{scale}", self.validation.add({**about, "scale": scale, **means}))
         self.model.train()
         if self.best()["step"] == self.step:
             weights.save(model, self.folder / "best.safetensors", self.card(self.recipe.data))
@@ -272,6 +272,8 @@ class _Run:
 
     def _load(self, resume: bool) -> dict[str, Any] | None:
         path = self.folder / "last.ckpt"
+        for draft in self.folder.glob(".last.*.ckpt"):  # left behind by a process that was killed while it saved
+            draft.unlink()
         if not path.exists():
             return None
         if not resume:

@@ -8,14 +8,17 @@ what tests test; next to every widget a notebook shows the same drawing as a pla
 from __future__ import annotations
 
 import base64
+import contextvars
 import html
 import io
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from string import Template
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -204,6 +207,81 @@ class LivePlot:
             self._handle = display(fig, display_id=True)
         else:
             self._handle.update(fig)
+
+
+class Pausable:
+    """A training with a button: it runs beside the notebook, stops after a step when asked and goes on from there.
+
+        training = Pausable(lambda on_log, should_stop: train.fit(..., on_log=on_log, should_stop=should_stop), live)
+        training            # the button and the curve
+        training.result()   # in another cell: waits for the end
+
+    A kernel that is busy with a cell hears no buttons: while `result` waits, its stop button is the one that pauses.
+
+    Args:
+        work: called in a thread of its own, and again to go on; stops early once `should_stop()` is true. A second call
+            must go on where the first one stopped, as `train.fit` does with its folder.
+        live: takes the rows and draws them.
+    """
+
+    def __init__(self, work: Callable[[Callable[..., None], Callable[[], bool]], Any], live: LivePlot):
+        self._work, self._live = work, live
+        self._stop, self._thread = threading.Event(), None
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+        self._picture = ipywidgets.Output()
+        live._show = lambda fig: show_page(self._picture, figure_page(fig, "the training so far"))
+        self.button = ipywidgets.Button(description="pause")
+        self.button.on_click(lambda _: self.pause() if self.running else self.go_on())
+        self.widget = ipywidgets.VBox([self.button, self._picture])
+        self.go_on()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def pause(self) -> None:
+        """Stop after the step at hand, with everything saved."""
+        self._stop.set()
+        self._thread.join()
+
+    def go_on(self) -> None:
+        """Start, or go on after a pause; while it runs nothing happens."""
+        if self.running:
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run,), daemon=True)
+        self.button.description = "pause"
+        self._thread.start()
+
+    def result(self) -> Any:
+        """What `work` returned, once it is through; a pause is ended first.
+
+        Raises:
+            Whatever `work` raised.
+        """
+        if self._stop.is_set() and not self.running:
+            self.go_on()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # the notebook's stop button
+            self.pause()
+        if self._error:
+            raise self._error
+        return self._outcome
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._work(self._live, self._stop.is_set)
+        except BaseException as error:  # it is the waiting cell's error
+            self._error = error
+        if self._live.rows:
+            self._live._show(self._live.figure())
+        self.button.description = "go on" if self._stop.is_set() else "done"
+        self.button.disabled = not self._stop.is_set()
+
+    def _ipython_display_(self) -> None:
+        display(self.widget)
 
 
 def compare(

@@ -338,6 +338,26 @@ def test_train_stops_resumes_and_leaves_weights_that_upscale_reads(photos, tmp_p
     assert loaded.upsampler.hyper.fgrep
 
 
+def test_train_prints_the_command_for_many_devices_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--recipe", "edsr-igconv+", "--data", "/DIV2K", "--sizes", "channels=64", "fgrep=false"]
+    assert cli.main([*words, "--compile", "--print-launch", "--nodes", "2", "--devices", "2"]) == 0
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown.startswith("torchrun --nnodes=2")
+    again = shown.split("-m srlab ")[1].split()
+    assert again == [*words, "--compile"]  # the words mean the same there
+    assert cli.main([*words, "--print-launch", "--devices", "8"]) == 2
+    assert "8 processes for 4 micro-batches" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_lists_recipes_with_their_sources(capsys):
+    assert cli.main(["train", "--list"]) == 0
+    shown = capsys.readouterr().out
+    for name in train.RECIPES:
+        assert re.search(rf"^{re.escape(name)} .*(official|inferred|this project)", shown, re.M)
+
+
 # fetch, models, doctor
 
 

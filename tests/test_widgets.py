@@ -194,6 +194,47 @@ def test_a_live_plot_draws_now_and_then_only(monkeypatch):
     assert drawn == [1]
 
 
+def count_to(end, state):
+    """A training that counts, one number per row, and goes on where it stopped."""
+
+    def work(on_log, should_stop):
+        while state["step"] < end and not should_stop():
+            state["step"] += 1
+            on_log(row(state["step"]))
+            state["steps_to_pause"].release()
+            state["allowed"].acquire(timeout=10)
+        return state["step"]
+
+    return work
+
+
+def test_a_pausable_training_stops_after_a_step_and_goes_on_from_there():
+    import threading
+
+    state = {"step": 0, "steps_to_pause": threading.Semaphore(0), "allowed": threading.Semaphore(0)}
+    live = widgets.LivePlot(lambda log, earlier: draw_level(0.5))
+    training = widgets.Pausable(count_to(5, state), live)
+    state["steps_to_pause"].acquire(timeout=10)
+    training._stop.set()
+    state["allowed"].release()
+    training.pause()
+    assert not training.running
+    assert (state["step"], training.button.description) == (1, "go on")
+    for _ in range(9):
+        state["allowed"].release()
+    assert training.result() == 5
+    assert [r["step"] for r in live.rows] == [1, 2, 3, 4, 5]
+    assert training.button.disabled
+
+
+def test_an_error_in_a_pausable_training_is_the_waiting_cells_error():
+    def work(on_log, should_stop):
+        raise ValueError("no pictures")
+
+    with pytest.raises(ValueError, match="no pictures"):
+        widgets.Pausable(work, widgets.LivePlot()).result()
+
+
 def test_an_empty_live_plot_says_what_is_missing():
     with pytest.raises(ValueError, match="on_log"):
         widgets.LivePlot().figure()
