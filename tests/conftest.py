@@ -35,6 +35,18 @@ def _results_in_a_temporary_folder(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def pictures():
+    """Ten smooth random pictures (1, 3, h, w) of different sizes."""
+    import torch
+
+    from srlab.resize import imresize
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(20 + 2 * i, 34 - i) for i in range(10)]
+    return [imresize(torch.rand(1, 3, h // 4, w // 4, generator=generator), 4).clamp(0, 1) for h, w in sizes]
+
+
 def pytest_runtest_setup(item):
     names = [name for marker in item.iter_markers("benchmark_data") for name in marker.args]
     absent = [f"{name} ({state})" for name in names if (state := what_is_absent(name))]

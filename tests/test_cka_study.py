@@ -6,21 +6,12 @@ import pytest
 import torch
 
 from srlab import cka_study, compare, features, models, runtime, weights
-from srlab.resize import imresize
 
 
 def tiny(seed=0, **sizes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build("edsr-tiny", "spconv", (2,), channels=6, blocks=3, **sizes).eval()
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """Ten smooth random pictures of different sizes."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(20 + 2 * i, 34 - i) for i in range(10)]
-    return [imresize(torch.rand(1, 3, h // 4, w // 4, generator=generator), 4).clamp(0, 1) for h, w in sizes]
 
 
 def test_table_of_a_family_has_every_control_and_gaps_that_add_up(pictures):
