@@ -8,7 +8,9 @@ memory and multiplies matrices, measured on the spot.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import json
 import math
 import os
@@ -79,18 +81,19 @@ class Rates(NamedTuple):
 
 
 def machine_rates(clock: Clock) -> Rates:
-    """Copy 256 MiB, multiply matrices of 2048 both ways PyTorch has; the best of five each."""
+    """The best of ten: 256 MiB copied; a product of matrices, and a convolution, which has a library of its own."""
     source, target = torch.zeros(64 * MIB), torch.empty(64 * MIB)
-    a, x = torch.randn(2048, 2048), torch.randn(1, 2048, 32, 64)
-    kernel = a.view(2048, 2048, 1, 1)
+    a, x, kernel = torch.randn(1024, 1024), torch.randn(4, 64, 48, 48), torch.randn(64, 64, 3, 3)
+    x, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (x, kernel))
     copied = _best(lambda: target.copy_(source), clock)
-    multiplied = min(_best(lambda: a @ a, clock), _best(lambda: F.conv2d(x, kernel), clock))
-    return Rates(2 * 4 * source.numel() / copied, 2 * 2048**3 / multiplied)
+    multiplied = 2 * 1024**3 / _best(lambda: a @ a, clock)
+    convolved = 2 * 9 * 64 * x.numel() / _best(lambda: F.conv2d(x, kernel, padding=1), clock)
+    return Rates(2 * 4 * source.numel() / copied, max(multiplied, convolved))
 
 
 def _best(call: Callable[[], object], clock: Clock) -> float:
     call()
-    return min(_seconds(call, clock) for _ in range(5))
+    return min(_seconds(call, clock) for _ in range(10))
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:
@@ -109,12 +112,13 @@ def measure(case: Case, clock: Clock, rates: Rates) -> dict[str, object]:
     if (apart := work.apart()) > case.within:
         raise ArithmeticError(f"{case.name} and {case.other} are {apart:.3g} apart, expected at most {case.within:g}")
     rounds = in_turns(work, case.rounds, clock)
-    peaks = [peak(call) for call in (work.ours, work.other)]
+    few = 1 if rounds.max() > SLOW else 3
+    peaks = [peak(call, few) for call in (work.ours, work.other)]
     ratio, low, high = middle(rounds[:, 0] / rounds[:, 1])
     seconds, memory = float(np.median(rounds[:, 0])), peaks[0]
     if at != size:
         work = case.make(size)
-        seconds, memory = _typical(work, clock), peak(work.ours)
+        seconds, memory = _typical(work, clock), peak(work.ours, 1)
     grown.append((size, seconds))
     floor = max(work.floor.bytes / rates.bytes, work.floor.flops / rates.flops) or math.nan
     row = {
@@ -168,9 +172,9 @@ def middle(values: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ordered)), float(ordered[cut]), float(ordered[-1 - cut])
 
 
-def peak(call: Callable[[], object]) -> float:
-    """Bytes a call needs at most: on top of what was there, or of a program all that it holds."""
-    return call.peak() if isinstance(call, Program) else max(efficiency.peak_memory(call, "cpu"), 0.0)
+def peak(call: Callable[[], object], calls: int = 3) -> float:
+    """Bytes a call needs at most: on top of what was there, middle of some calls; of a program all that it holds."""
+    return call.peak() if isinstance(call, Program) else max(efficiency.peak_memory(call, "cpu", calls=calls), 0.0)
 
 
 def slope(grown: Sequence[tuple[int, float]]) -> float:
@@ -254,34 +258,53 @@ def recorded_costs() -> pd.DataFrame:
     """The table as it ships with the project, `data/results/bench.csv`; `srlab bench --record` makes it.
 
     Returns:
-        A row per case, as `run` gives them, with the commit and the date of each. With `SRLAB_RECORD=1` cases that are
-        new or have other sizes than on record are measured first.
+        A row per case on record, as `run` gives them, with the commit and the date of each.
 
     Raises:
-        RecordError: the record is missing, or of other cases or sizes than the project now has.
+        RecordError: there is no record, or one of its cases is now compared with something else or at other sizes.
     """
 
     def compute() -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{_path()} is missing, or of other cases or sizes than this project now has: `srlab bench --record` "
-                f"brings it up to date"
-            )
-        return _brought_up_to_date((), wall_clock())
+        raise runtime.RecordError(
+            f"{_path()} is missing, or one of its cases is now compared with something else or at other sizes: "
+            f"`srlab bench --record` measures all of them (an hour), `srlab bench --record CASE` some"
+        )
 
-    return runtime.recorded(RECORD, compute, settings=_settings())
+    with _recording(False):
+        return runtime.recorded(RECORD, compute, settings=_settings(_names_on_record()))
 
 
 def record(cases: Sequence[Case], clock: Clock) -> pd.DataFrame:
-    """Measure these cases, and those that are not on record, anew and write `data/results/bench.csv`."""
-    before = os.environ.get("SRLAB_RECORD")
-    os.environ["SRLAB_RECORD"] = "1"
+    """Measure these cases and bring `data/results/bench.csv` up to date; the other rows stay if their cases did."""
+    kept = _rows_that_hold()
+    kept = kept[~kept["case"].isin([case.name for case in cases])]
+    made = {"commit": runtime.commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    table = kept
+    for row in run(cases, clock):
+        print(line(row), flush=True)
+        table = pd.concat([table, pd.DataFrame([row | made])], ignore_index=True)[list(COLUMNS)]
+        _write(table)
+    return table
+
+
+def _write(table: pd.DataFrame) -> None:
+    names = [case.name for case in bench_cases.CASES if case.name in set(table["case"])]
+    ordered = table.set_index("case").loc[names].reset_index()
+    with _recording(True), contextlib.redirect_stdout(io.StringIO()):
+        runtime.recorded(RECORD, lambda: ordered, settings=_settings(names))
+
+
+@contextlib.contextmanager
+def _recording(yes: bool) -> Iterator[None]:
+    """`SRLAB_RECORD` for the time of a `with`: the record is made by `record` alone, since it takes an hour."""
+    before = os.environ.pop("SRLAB_RECORD", None)
+    if yes:
+        os.environ["SRLAB_RECORD"] = "1"
     try:
-        return runtime.recorded(RECORD, lambda: _brought_up_to_date(cases, clock), settings=_settings())
+        yield
     finally:
-        if before is None:
-            del os.environ["SRLAB_RECORD"]
-        else:
+        os.environ.pop("SRLAB_RECORD", None)
+        if before is not None:
             os.environ["SRLAB_RECORD"] = before
 
 
@@ -289,32 +312,28 @@ def _path() -> Path:
     return runtime.repo_data("results", f"{RECORD}.csv")
 
 
-def _settings() -> dict[str, Any]:
-    """What was compared with what at which sizes: nothing that depends on how fast the machine is."""
-    sizes = {case.name: [case.other, *case.sizes, case.compared_at or case.sizes[-1]] for case in bench_cases.CASES}
-    return {"cases": sizes, "form": FORM}
+def _settings(names: Sequence[str]) -> dict[str, Any]:
+    """What is compared with what at which sizes: nothing that depends on how fast the machine is."""
+    known = {case.name: case for case in bench_cases.CASES}
+    cases = {name: [case.other, *case.sizes, case.compared_at] for name in names if (case := known.get(name))}
+    return {"cases": cases, "form": FORM}
 
 
-def _brought_up_to_date(cases: Sequence[Case], clock: Clock) -> pd.DataFrame:
-    kept = _rows_that_hold()
-    again = {case.name for case in cases}
-    wanted = [case for case in bench_cases.CASES if case.name in again or case.name not in set(kept["case"])]
-    made = {"commit": runtime.commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    rows = []
-    for row in run(wanted, clock):
-        print(line(row), flush=True)
-        rows.append(row | made)
-    kept = kept[~kept["case"].isin([case.name for case in wanted])]
-    table = pd.concat([kept, pd.DataFrame(rows)], ignore_index=True).set_index("case")
-    return table.loc[[case.name for case in bench_cases.CASES]].reset_index()[list(COLUMNS)]
+def _settings_on_record() -> dict[str, Any]:
+    about = _path().with_suffix(".json")
+    if not (_path().is_file() and about.is_file()):
+        return {"cases": {}, "form": FORM}
+    return json.loads(about.read_text(encoding="utf-8"))["settings"]
+
+
+def _names_on_record() -> list[str]:
+    return list(_settings_on_record()["cases"])
 
 
 def _rows_that_hold() -> pd.DataFrame:
     """Rows of the shipped record whose cases are still the same."""
-    path, about = _path(), _path().with_suffix(".json")
-    if not (path.is_file() and about.is_file()):
-        return pd.DataFrame(columns=list(COLUMNS))
-    then, now = json.loads(about.read_text(encoding="utf-8"))["settings"], _settings()
-    rows = pd.read_csv(path, float_precision="round_trip")
-    same = [name for name, sizes in now["cases"].items() if then["cases"].get(name) == sizes]
-    return rows[rows["case"].isin(same if then["form"] == now["form"] else [])]
+    then = _settings_on_record()
+    now = _settings(list(then["cases"]))
+    same = [name for name, about in now["cases"].items() if then["cases"][name] == about and then["form"] == FORM]
+    rows = pd.read_csv(_path(), float_precision="round_trip") if same else pd.DataFrame(columns=list(COLUMNS))
+    return rows[rows["case"].isin(same)]

@@ -153,4 +153,64 @@ CASES: tuple[Case, ...] = (
         Goal(ratio=0.32, memory_ratio=0.20),
         rounds=9,
     ),
+    *(
+        Case(
+            f"training step, {encoder}, IGConv+",
+            "the released code's form",
+            "scale",
+            (2, 3, 4),
+            bench_models.training_step(encoder),
+            Goal(ratio=limit),
+            within=1e-4,
+            rounds=7,
+        )
+        for encoder, limit in (("edsr-baseline", 0.82), ("smfanet", 0.60))
+    ),
+    *(
+        Case(
+            f"step of 4 micro-batches, {name}",
+            "SPConv heads",
+            "crops",
+            (1, 4),
+            bench_models.one_for_all(upsampler),
+            Goal(ratio=limit),
+            rounds=5,
+        )
+        for name, upsampler, limit in (("IGConv", "igconv", 1.10), ("IGConv+", "igconv+", 1.30))
+    ),
+    *(
+        Case(
+            f"training crops, x{scale}",
+            "the released loader's form",
+            "crops",
+            (4, 16, 64),
+            bench_models.crops(scale),
+            Goal(ratio=limit),
+            rounds=9,
+        )
+        for scale, limit in ((2, 1 / 9), (3, 1 / 6), (4, 1 / 6))
+    ),
+    *(
+        Case(
+            f"picture 640 x 360 to x2, {encoder}, IGConv",
+            "PyTorch as it comes",
+            "pixels",
+            (57_600, 230_400),
+            bench_models.whole_picture(encoder),
+            Goal(ratio=limit),
+            within=1e-4,
+            rounds=5,
+        )
+        for encoder, limit in (("edsr-baseline", 0.40), ("smfanet", 0.20))
+    ),
+    Case(
+        "picture to 12 megapixels, in tiles",
+        "the picture as a whole",
+        "pixels",
+        (187_500, 750_000, 3_000_000),
+        bench_models.tiled,
+        within=1.0,
+        compared_at=750_000,
+        rounds=5,
+    ),
 )

@@ -5,14 +5,36 @@ Gives functions size -> `Work` for `bench_cases`.
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import io
 import math
+import platform
+import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from srlab import cka, compare, efficiency, igconv, models, textbook
+from srlab import (
+    cka,
+    compare,
+    datasets,
+    efficiency,
+    evaluate,
+    igconv,
+    images,
+    losses,
+    models,
+    textbook,
+    weights,
+)
 from srlab.bench_work import Floor, Work, chance
+
+PATCH, BATCH, FFT_WEIGHT = 48, 4, 0.05  # of the released recipes
 
 
 def layer_matrix(pictures: int) -> Work:
@@ -68,14 +90,14 @@ def hyper_network(scale: int) -> Work:
     )
 
 
-def upsampling(ours: Callable[[], torch.nn.Module], other: Callable[[], torch.nn.Module]) -> Callable[[int], Work]:
+def upsampling(ours: Callable[[], nn.Module], other: Callable[[], nn.Module]) -> Callable[[int], Work]:
     """Two upsamplers of 64 features to x2, at 16 : 9."""
 
     def make(pixels: int) -> Work:
         height = max(1, round(math.sqrt(pixels * 9 / 16)))
         feats = torch.randn(1, 64, height, max(1, round(pixels / height)), generator=chance(0))
         lr = torch.rand(1, 3, *feats.shape[-2:], generator=chance(1))
-        modules = [make_module().eval() for make_module in (ours, other)]
+        modules: list[nn.Module] = [make_module().eval() for make_module in (ours, other)]
         flops = efficiency.count_flops(lambda: modules[0].to("meta")(feats.to("meta"), 2, lr.to("meta")))
         modules[0] = ours().eval()
         calls = [_without_gradients(module, feats, lr) for module in modules]
@@ -85,9 +107,178 @@ def upsampling(ours: Callable[[], torch.nn.Module], other: Callable[[], torch.nn
     return make
 
 
-def _without_gradients(module: torch.nn.Module, feats: Tensor, lr: Tensor) -> Callable[[], Tensor]:
+def _without_gradients(module: nn.Module, feats: Tensor, lr: Tensor) -> Callable[[], Tensor]:
     @torch.no_grad()
     def call() -> Tensor:
         return module(feats, 2, lr)
 
     return call
+
+
+# training
+
+
+def training_step(encoder: str) -> Callable[[int], Work]:
+    """A step of IGConv+ at a scale, batch of 4 crops, as `train.fit` takes it and as the released code does."""
+
+    def make(scale: int) -> Work:
+        torch.manual_seed(0)
+        ours, plain = (models.build(encoder, "igconv+").train() for _ in range(2))
+        plain.load_state_dict(ours.state_dict())
+        lr = torch.rand(BATCH, 3, PATCH, PATCH, generator=chance(0))
+        hr = torch.rand(BATCH, 3, PATCH * scale, PATCH * scale, generator=chance(1))
+        with torch.no_grad():
+            apart = (ours(lr, scale) - _released(plain, lr, scale)).abs().max().item()
+        with torch.device("meta"):
+            shadow = models.build(encoder, "igconv+").train()
+            pictures = torch.empty(BATCH, 3, PATCH, PATCH)
+        flops = efficiency.count_flops(lambda: shadow(pictures, scale).sum().backward())
+        floor = Floor("convolutions and matrix products, forward and backward", flops=flops)
+        step = our_step(ours)
+        return Work(lambda: step([(scale, lr, hr)]), released_step(plain, scale, lr, hr), floor, lambda: apart)
+
+    return make
+
+
+def _released(model: models.SRModel, lr: Tensor, scale: int) -> Tensor:
+    return textbook.igconv_plus(model.upsampler, model.encode(lr), scale, lr) + model.mean
+
+
+def our_step(model: models.SRModel) -> Callable[[list[tuple[int, Tensor, Tensor]]], None]:
+    """A step over batches (scale, lr, hr), with what `train` does in one: both losses, fused Adam, moving average."""
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def step(batches: list[tuple[int, Tensor, Tensor]]) -> None:
+        for scale, lr, hr in batches:
+            lr = lr.contiguous(memory_format=torch.channels_last)
+            loss, _ = losses.total_loss(model(lr, scale), hr, FFT_WEIGHT)
+            (loss / len(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(model)
+
+    return step
+
+
+def released_step(model: models.SRModel, scale: int, lr: Tensor, hr: Tensor) -> Callable[[], None]:
+    """The same step by textbook forms: plain memory order, eight convolutions, two transforms, a loop for the mean."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-6)
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sr = _released(model, lr, scale)
+        (F.l1_loss(sr, hr) + textbook.frequency_loss(sr, hr, FFT_WEIGHT)).backward()
+        optimizer.step()
+        for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+            kept.data.mul_(0.999).add_(now.data, alpha=0.001)
+
+    return step
+
+
+def one_for_all(upsampler: str) -> Callable[[int], Work]:
+    """An optimiser step of four micro-batches, EDSR-baseline: one upsampler for all scales, and heads of their own.
+
+    Micro-batches of one scale are computed together, so that the kernel of a scale is computed once in a step.
+    """
+
+    def make(crops: int) -> Work:
+        drawn = {2: crops, 3: 2 * crops, 4: crops}
+        batches = [
+            (scale, torch.rand(n, 3, PATCH, PATCH), torch.rand(n, 3, PATCH * scale, PATCH * scale))
+            for scale, n in drawn.items()
+        ]
+        steps = [our_step(models.build("edsr-baseline", each).train()) for each in (upsampler, "spconv")]
+        with torch.device("meta"):
+            shadow = models.build("edsr-baseline", upsampler).train()
+            calls = [(torch.empty(n, 3, PATCH, PATCH), scale) for scale, n in drawn.items()]
+        flops = efficiency.count_flops(lambda: [shadow(*call).sum().backward() for call in calls])
+        floor = Floor("convolutions and matrix products, forward and backward", flops=flops)
+        return Work(lambda: steps[0](batches), lambda: steps[1](batches), floor)
+
+    return make
+
+
+def crops(scale: int) -> Callable[[int], Work]:
+    """A training batch: cut from pictures that are kept, and as the released loader makes it, from JPEGs by Pillow."""
+
+    def make(size: int) -> Work:
+        from PIL import Image
+
+        photos = datasets.load("demo")
+        store = datasets.CropStore(photos.subset(photos.names[:2]), (scale,), patch=PATCH)
+        generator, files = chance(0), []
+        for i in range(2):
+            files.append(io.BytesIO())
+            picture = photos.image(i)[:, :321, :481].permute(1, 2, 0).contiguous().numpy()  # the size of BSDS
+            Image.fromarray(picture).save(files[-1], "JPEG", quality=90)
+
+        def ours() -> tuple[Tensor, ...]:
+            return tuple(images.to_float(each) for each in store.batch(scale, size, PATCH, generator))
+
+        def released() -> list[Tensor]:
+            pairs = [textbook.training_pair(random.choice(files), PATCH, scale) for _ in range(size)]
+            return [torch.stack(each) for each in zip(*pairs, strict=True)]
+
+        written = 4.0 * size * 3 * PATCH**2 * (1 + scale**2)
+        return Work(ours, released, Floor("both batches written", bytes=written))
+
+    return make
+
+
+# whole pictures
+
+
+def whole_picture(encoder: str) -> Callable[[int], Work]:
+    """A picture at 16 : 9 to x2 by `evaluate.upscale`, and by the model as PyTorch and glibc come."""
+
+    def make(pixels: int) -> Work:
+        model = models.build(encoder, "igconv").eval()
+        height = max(12, round(math.sqrt(pixels * 9 / 16)))
+        lr = torch.rand(1, 3, height, max(12, round(pixels / height)), generator=chance(0))
+        plain = copy.deepcopy(model)
+        model.to(memory_format=torch.channels_last)
+
+        def ours() -> Tensor:
+            _return_memory_above(1 << 30)
+            return evaluate.upscale(model, lr, 2, tile=0)
+
+        @torch.no_grad()
+        def default() -> Tensor:
+            _return_memory_above(32 << 20)
+            return plain(lr, 2)
+
+        flops = efficiency.model_flops(model.instantiate(2), 2, tuple(lr.shape[-2:]))
+        apart = (ours() - default()).abs().max().item()
+        return Work(ours, default, Floor("convolutions, kernels stored", flops=flops), lambda: apart)
+
+    return make
+
+
+def _return_memory_above(threshold: int) -> None:
+    """Let glibc keep freed blocks up to this size: 32 MiB is where it ends by default, 1 GiB what the lab asks for."""
+    if platform.libc_ver()[0] == "glibc":
+        libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None), -1, -3
+        libc.mallopt(m_mmap_threshold, threshold)
+        libc.mallopt(m_trim_threshold, min(2 * threshold, 2**31 - 1))
+
+
+def tiled(pixels: int) -> Work:
+    """An 8-bit picture at 4 : 3 to x2 by the bundled model, in tiles and as a whole."""
+    model = weights.load("edsr-tiny-igconv")
+    height = max(8, round(math.sqrt(pixels * 3 / 4)))
+    lr = torch.randint(0, 256, (3, height, round(pixels / height)), dtype=torch.uint8, generator=chance(0))
+
+    def ours() -> Tensor:
+        return evaluate.upscale(model, lr, 2, tile=evaluate.TILE)
+
+    def whole() -> Tensor:
+        return evaluate.upscale(model, lr, 2, tile=0)
+
+    def apart() -> float:
+        return float(np.abs(ours().numpy().astype(int) - whole().numpy()).max())
+
+    flops = efficiency.model_flops(model.instantiate(2), 2, tuple(lr.shape[-2:]))
+    return Work(ours, whole, Floor("convolutions, no overlap of tiles", flops=flops), apart)

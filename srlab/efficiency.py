@@ -186,16 +186,17 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(call: Callable[[], object], device: torch.device | str | None = None) -> float:
+def peak_memory(call: Callable[[], object], device: torch.device | str | None = None, *, calls: int = 3) -> float:
     """Bytes by which memory grows at most during a call, after a first call that is not counted.
 
     On CUDA: bytes of tensors. On a CPU: the process's resident memory, which includes what the convolution library sets
-    aside for itself, and other threads of the process; the middle of three calls, since the system may page programs
+    aside for itself, and other threads of the process; the middle of several calls, since the system may page programs
     out and in meanwhile. Known on Linux only, elsewhere NaN.
 
     Args:
         call: function without arguments.
         device: where to look; CUDA if this process has used it, else the CPU.
+        calls: on a CPU, how many calls to take the middle of.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_initialized() else "cpu"))
     call()
@@ -209,7 +210,7 @@ def peak_memory(call: Callable[[], object], device: torch.device | str | None = 
         return float(torch.cuda.max_memory_allocated(device) - before)
     if device.type != "cpu":
         return math.nan
-    return statistics.median(_resident_growth(call) for _ in range(3))
+    return statistics.median(_resident_growth(call) for _ in range(calls))
 
 
 def _resident_growth(call: Callable[[], object]) -> float:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -62,10 +64,10 @@ def correlation(phases_a: Tensor, phases_b: Tensor) -> float:
 
 
 def kernel(hyper: nn.Module, scale: int) -> Tensor:
-    """Kernel of an `igconv.ImplicitKernel` with one group, (maps * scale**2, C, k, k), as the official code makes it.
+    """Kernel of an `igconv.ImplicitKernel`, not averaged, (maps * scale**2, C, k, k), as the official code makes it.
 
-    Coordinates are repeated for each of the N kernel elements, the features (N, D, scale, scale) go through a chain of
-    1x1 convolutions.
+    Coordinates are repeated for each of the N kernel elements; the features (N, D, scale, scale) go through a chain of
+    1x1 convolutions, grouped ones where the network has groups.
     """
     centres = (2 * torch.arange(scale) + 1) / scale - 1
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))  # (y, x), row, column
@@ -73,12 +75,53 @@ def kernel(hyper: nn.Module, scale: int) -> Tensor:
     along_x, along_y = hyper.frequency[:, :, None, None].chunk(2, dim=1)
     phase = hyper.phase(torch.full((1, 1, 1, 1), 2 / min(scale, hyper.max_scale)))
     theta = math.pi * (along_x * x + along_y * y + phase)  # (N, D / 2, row, column)
-    values = hyper.amplitude[:, :, None, None] * torch.cat([theta.cos(), theta.sin()], dim=1)
+    parts = [theta[:, group :: hyper.groups] for group in range(hyper.groups)]
+    values = torch.cat([wave for part in parts for wave in (part.cos(), part.sin())], dim=1)
+    values = hyper.amplitude[:, :, None, None] * values
     for i, layer in enumerate(hyper.layers):
         values = layer(F.relu(values) if i else values)
     k = hyper.kernel_size
     values = values.view(hyper.channels, k, k, hyper.maps, scale, scale).permute(3, 4, 5, 0, 1, 2)
     return values.reshape(hyper.maps * scale**2, hyper.channels, k, k)
+
+
+def eight_ways(kernel: Tensor) -> list[Tensor]:
+    """A kernel (..., k, k) with its taps flipped and rotated in all eight ways."""
+    turned = [torch.rot90(kernel, quarters, (-2, -1)) for quarters in range(4)]
+    return turned + [each.flip(-1) for each in turned]
+
+
+def igconv_plus(module: nn.Module, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
+    """An `igconv.IGConvPlus` as released: eight convolutions averaged, maps shuffled to HR pixels before sampling.
+
+    Args:
+        module: the live module, `fgrep` on.
+        feats: (B, C, h, w).
+        scale: upsampling factor.
+        lr: (B, 3, h, w).
+
+    Returns:
+        (B, 3, h * scale, w * scale).
+    """
+    eight = [F.conv2d(feats, each, padding=1) for each in eight_ways(kernel(module.main.hyper, scale))]
+    picture = F.pixel_shuffle(torch.stack(eight).mean(0), scale)
+    averaged = torch.stack(eight_ways(kernel(module.skip.hyper, scale))).mean(0)
+    maps = F.pixel_shuffle(F.conv2d(feats, averaged, padding=1), scale)  # (B, 12, H, W)
+    shift, scope = maps.chunk(2, dim=1)
+    batch, _, h, w = lr.shape
+    shift = (0.5 * shift * scope.sigmoid()).view(batch, 2, 3, h * scale, w * scale)  # x, y in LR pixels
+    columns, lines = (((torch.arange(n * scale) + 0.5) / scale - 0.5) for n in (w, h))
+    x = 2 * (columns + shift[:, 0] + 0.5) / w - 1
+    y = 2 * (lines[:, None] + shift[:, 1] + 0.5) / h - 1
+    grid = torch.stack([x, y], dim=-1).flatten(0, 1)  # (B * 3, H, W, 2)
+    sampled = F.grid_sample(lr.reshape(batch * 3, 1, h, w), grid, padding_mode="border", align_corners=False)
+    return picture + sampled.view_as(picture)
+
+
+def frequency_loss(sr: Tensor, hr: Tensor, weight: float) -> Tensor:
+    """Mean absolute difference of two spectra, each transformed, real and imaginary parts stacked."""
+    stacked = [torch.stack([f.real, f.imag], dim=-1) for f in (torch.fft.rfft2(sr), torch.fft.rfft2(hr))]
+    return weight * F.l1_loss(*stacked)
 
 
 def ring_means(picture: Tensor) -> np.ndarray:
@@ -128,3 +171,24 @@ def ridge(
             errors[alpha] += np.square(rows(feats_to, out) - model.predict(rows(feats_from, out))).sum()
     best = min(errors, key=errors.get)
     return fitted(best, everyone).coef_, best
+
+
+def training_pair(file: BinaryIO, patch: int, scale: int) -> tuple[Tensor, Tensor]:
+    """One crop as the released loader makes it: decode, cut, flip, turn, shrink the crop by Pillow's bicubic.
+
+    Returns:
+        lr (3, patch, patch), hr (3, patch * scale, patch * scale), float32 in [0, 1].
+    """
+    from PIL import Image
+
+    side = patch * scale
+    picture = np.asarray(Image.open(file)).astype(np.float32) / 255
+    top, left = (random.randint(0, n - side) for n in picture.shape[:2])
+    crop = picture[top : top + side, left : left + side]
+    crop = crop[:, ::-1] if random.random() < 0.5 else crop
+    crop = crop[::-1] if random.random() < 0.5 else crop
+    crop = crop.transpose(1, 0, 2) if random.random() < 0.5 else crop
+    hr = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+    whole = Image.fromarray(hr.mul(255).byte().permute(1, 2, 0).contiguous().numpy())
+    small = np.array(whole.resize((patch, patch), Image.Resampling.BICUBIC))
+    return torch.from_numpy(small).permute(2, 0, 1).float().div(255), hr

@@ -150,18 +150,20 @@ def test_without_a_record_it_is_said_how_to_make_one(records):
 
 
 def test_a_record_keeps_the_rows_that_still_hold(records, monkeypatch):
-    bench.record([], bench.cpu_clock())
+    bench.record(bench.chosen(["b"]), bench.cpu_clock())
+    bench.record(bench.chosen(["a"]), bench.cpu_clock())
     text = records.read_text().replace("this commit", "an older commit")
     about = json.loads(records.with_suffix(".json").read_text()) | {"data_sha256": runtime.text_sha256(text)}
     records.write_text(text)
     records.with_suffix(".json").write_text(json.dumps(about))
-    assert list(bench.recorded_costs().columns) == list(bench.COLUMNS)
+    table = bench.recorded_costs()
+    assert list(table.columns) == list(bench.COLUMNS)
+    assert list(table["case"]) == ["a", "b"]
 
-    monkeypatch.setattr(bench_cases, "CASES", (quick_case("a", 1), quick_case("b", 2)))
+    monkeypatch.setattr(bench_cases, "CASES", (quick_case("a", 1), quick_case("b", 2), quick_case("c", 1)))
     with pytest.raises(runtime.RecordError):
         bench.recorded_costs()
-    table = bench.record([], bench.cpu_clock()).set_index("case")
-    assert table.loc["a", "commit"] == "an older commit"
-    assert table.loc["b", "commit"] == "this commit"
-    table = bench.record(bench.chosen(["a"]), bench.cpu_clock()).set_index("case")
-    assert table.loc["a", "commit"] == "this commit"
+    monkeypatch.setenv("SRLAB_RECORD", "1")
+    bench.record(bench.chosen(["c"]), bench.cpu_clock())
+    table = bench.recorded_costs().set_index("case")  # b is now something else
+    assert table["commit"].to_dict() == {"a": "an older commit", "c": "this commit"}
