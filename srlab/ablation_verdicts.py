@@ -135,3 +135,22 @@ def mean_scores(table: pd.DataFrame) -> pd.DataFrame:
     return table.pivot_table("psnr_y", index="variant", columns=["dataset", "scale"], aggfunc="mean").loc[
         list(VARIANTS)
     ]
+
+
+def split_of_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """How each variant errs in the two highest octaves, mean over pictures, scales and seeds.
+
+    Returns:
+        Indexed by variant; columns (octave, what), what being "wrong strength" and "wrong place" (parts of the error,
+        relative to the picture's power) and "power kept" (1 is as much as the picture has).
+    """
+    columns = {}
+    for band in (BANDS - 2, BANDS - 1):
+        values = {
+            "wrong strength": table[f"amplitude{band}"],
+            "wrong place": table[f"error{band}"] - table[f"amplitude{band}"],
+            "power kept": table[f"gain{band}"],
+        }
+        for what, column in values.items():
+            columns[octave_names()[band], what] = column.groupby(table["variant"]).mean()
+    return pd.DataFrame(columns).loc[list(VARIANTS)]

@@ -79,7 +79,7 @@ def draw_times_to_learn(
     ax.axhline(0.93 * never, color=FAINT, linewidth=0.8)
     ax.text(0.01, 0.9 * never, "above: not within these steps", va="top", ha="left", fontsize=SMALLEST, color=INK,
             transform=ax.get_yaxis_transform())  # fmt: skip
-    ax.set(xlabel=xlabel, ylabel=f"steps to {10} % error", yscale="log", xticks=x)
+    ax.set(xlabel=xlabel, ylabel="steps to 10 % error", yscale="log", xticks=x)
     fig.legend(loc="outside upper center")
     return fig
 

@@ -89,9 +89,9 @@ class LineFit:
         1 means slow ones first in every network, 0 no order. Sines that are never learnt rank last, all alike.
         """
         times = self.time_to(level).clamp(max=len(self.error)).numpy()
+        if (np.ptp(times, axis=1) == 0).any():
+            raise ValueError(f"a network learnt all sines at one step, or none: is {level} a level they cross?")
         found = [float(stats.spearmanr(self.frequencies.numpy(), row).statistic) for row in times]
-        if np.isnan(found).any():
-            raise ValueError(f"some network learnt all sines or none at the same step: is {level} a level they cross?")
         return statistics.bootstrap_mean(found)
 
 

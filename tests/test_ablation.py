@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -161,14 +159,3 @@ def test_bands_of_a_picture_without_an_octave():
     assert columns["gain4"] < 0.02
     assert columns["error1"] < 0.02
     assert columns["gain1"] == pytest.approx(1, abs=0.05)
-
-
-def test_recorded_tables_hold_every_run():
-    for table, count in ((ablation.recorded_scores(), None), (ablation.recorded_course(), None)):
-        runs = set(zip(table.variant, table.seed, strict=True))
-        assert runs == set(ablation.runs())
-        values = table.select_dtypes(float)
-        assert np.isfinite(values.to_numpy()).all(), count
-        keys = [name for name in ("variant", "seed", "step", "dataset", "scale", "image") if name in table]
-        assert not table.duplicated(keys).any()
-    assert isinstance(table, pd.DataFrame)
