@@ -43,6 +43,7 @@ __all__ = ["RECIPES", "Recipe", "Result", "TeamError", "TrainingError", "field_d
 
 CHECKPOINT_FORMAT = 1
 LOG = ("step", "loss", "l1", "fft", "gradient_norm", "learning_rate", "seconds")
+PARTS = ("l1", "fft")
 VALIDATION = ("step", "weights", "dataset", "images", "scale", "psnr_y", "ssim_y")
 
 OnLog = Callable[[dict[str, float], models.SRModel], None]
@@ -162,20 +163,17 @@ class _Run:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(self.step)
-        parts = {"l1": 0.0, "fft": 0.0}
         batches = []
         for scale, generators in self._scales_of_step().items():
             lr, hr = self._batch(store, scale, generators)
             with self.team.autocast():
                 sr = self.network(lr, scale)
-            loss, detail = losses.total_loss(sr, hr, recipe.fft_weight)
+            loss, parts = losses.total_loss(sr, hr, recipe.fft_weight)
             share = len(generators) / recipe.micro_batches
             (share * loss).backward()
-            for name, value in detail.items():
-                parts[name] += share * value.item()
-            batches.append({"scale": scale, "loss": loss.item(), "lr": lr, "hr": hr})
-        sums = self.team.add_up(self.parameters, list(parts.values()))
-        parts = dict(zip(parts, sums, strict=True))
+            batches.append({"scale": scale, "share": share, "lr": lr, "hr": hr, **parts})
+        sums = self.team.add_up(self.parameters, _weighted_sums(batches))
+        parts = dict(zip(PARTS, sums, strict=True))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
         if not math.isfinite(sum(sums) + norm):
             self._give_up(sum(sums), norm, batches)
@@ -341,6 +339,14 @@ class _Run:
 
     def close(self) -> None:
         self.curves.close()
+
+
+def _weighted_sums(batches: list[dict[str, Any]]) -> list[float]:
+    """Each part of the loss over all batches of a step; asked of the device once, since each answer makes it wait."""
+    values = torch.stack([batch[part] for batch in batches for part in PARTS]).view(len(batches), -1).tolist()
+    shares = [batch["share"] for batch in batches]
+    columns = zip(*values, strict=True)
+    return [sum(share * value for share, value in zip(shares, column, strict=True)) for column in columns]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
