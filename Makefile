@@ -25,10 +25,8 @@ figures: $(STAMP)
 lab: $(STAMP)
 	$(PY) -m jupyterlab --notebook-dir=notebooks
 
-# Cells that teach (tags "lesson", "solution") are for the notebook; the page has the playground alone.
 dashboard: $(DASHBOARD)
-	$(PY) -m voila notebooks/10_playground.ipynb --theme=light --TagRemovePreprocessor.enabled=True \
-	  --TagRemovePreprocessor.remove_cell_tags="['lesson', 'solution']"
+	$(PY) -m srlab dashboard
 
 student: $(STAMP)
 	$(PY) -m srlab student

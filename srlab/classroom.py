@@ -1,13 +1,18 @@
-"""Classroom room: copies of the notebooks for students, and for machines that have never heard of SR Lab.
+"""Classroom room: notebooks for students, for machines that have never heard of SR Lab, and as a page without code.
 
 Takes the notebooks of the clone; gives copies in `results/student/` without their solutions, with an empty cell where
 each of them was. With the address of a public copy of the project they also begin with buttons for Binder and Colab,
-and with the cell that installs the library there. Notebooks in git are read, never written.
+and with the cell that installs the library there. The playground is served by voila from a copy without the cells that
+teach. Notebooks in git are read, never written.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +23,8 @@ from srlab import runtime
 
 SOLUTION = "solution"
 """Tag of cells that hold one."""
+LESSON = "lesson"
+"""Tag of cells that a page for visitors leaves out."""
 
 # Colab has torch and most of the rest and must keep its versions: a newer ipykernel would break the one that runs. So
 # the library comes without its dependencies, then those that may be absent; not with -e, because what was installed so
@@ -106,3 +113,34 @@ def _open_elsewhere(book: NotebookNode, repository: str, name: str) -> None:
     first = next(number for number, cell in enumerate(book.cells) if cell.cell_type == "code")
     install = COLAB_CELL.format(source=f"git+https://github.com/{repository}")
     book.cells.insert(first, nbformat.v4.new_code_cell(install, id="install-on-colab"))
+
+
+def write_dashboard(notebook: Path, folder: Path | None = None) -> Path:
+    """Write a copy of a notebook without the cells tagged "lesson" or "solution", for voila.
+
+    Args:
+        notebook: the playground, or any notebook with such tags.
+        folder: where the copy goes, default `results/dashboard`.
+    """
+    book = nbformat.read(notebook, as_version=4)
+    book.cells = [cell for cell in book.cells if not {LESSON, SOLUTION} & set(cell.metadata.get("tags", ()))]
+    target = (folder or runtime.results_dir() / "dashboard") / notebook.name
+    text = nbformat.writes(book) + "\n"
+    return runtime.atomic_write(target, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def serve_dashboard(notebook: Path, port: int, *, browser: bool = True) -> int:
+    """Serve a notebook as a page by voila, a kernel for each visitor, until it is interrupted.
+
+    Returns:
+        voila's exit code.
+
+    Raises:
+        ModuleNotFoundError: voila is not installed.
+    """
+    if importlib.util.find_spec("voila") is None:
+        raise ModuleNotFoundError(
+            "voila, which serves the page, is absent: pip install -e '.[dashboard]'", name="voila"
+        )
+    options = [f"--port={port}", "--theme=light", *([] if browser else ["--no-browser"])]
+    return subprocess.call([sys.executable, "-m", "voila", str(write_dashboard(notebook)), *options])

@@ -1,4 +1,4 @@
-"""Command line room: `srlab figures, student, train, evaluate, upscale, cka, claims, verify, bench, fetch, ...`.
+"""Command line room: `srlab figures, student, dashboard, train, evaluate, upscale, cka, claims, verify, ...`.
 
 Takes words, gives calls to the other rooms, prints what they return. Nothing is computed here, and torch is loaded only
 by the commands that need it, so that `srlab --help` answers at once. A mistake of the user ends in one line and exit
@@ -154,6 +154,18 @@ def _student(options: argparse.Namespace) -> int:
     copies = classroom.write_student_copies(gallery.find_notebooks(names=options.notebooks), options.folder, **how)
     print(f"{len(copies)} notebooks {'with' if options.solutions else 'without'} solutions in {copies[0].parent}")
     return 0
+
+
+def _dashboard_options(parser: Parser) -> None:
+    parser.add_argument("--port", type=int, default=8866, help="default: 8866")
+    parser.add_argument("--no-browser", action="store_true", help="only serve the page, do not open it")
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from srlab import classroom, gallery
+
+    (notebook,) = gallery.find_notebooks(names=["10"])
+    return classroom.serve_dashboard(notebook, options.port, browser=not options.no_browser)
 
 
 # train
@@ -389,6 +401,9 @@ COMMANDS = {
     ),
     "student": Command(
         "copy the notebooks without their solutions", _student_options, _student, "srlab student 00 01 --folder class"
+    ),
+    "dashboard": Command(
+        "serve the playground as a page without code", _dashboard_options, _dashboard, "srlab dashboard --port 8866"
     ),
     "train": Command(
         "train a model; --help shows every field of a recipe",

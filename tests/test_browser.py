@@ -402,19 +402,14 @@ def test_a_file_of_a_gigabyte_is_refused_in_the_browser_and_the_kernel_stays(lab
 
 @pytest.fixture(scope="session")
 def voila(browser, tmp_path_factory):
-    """The dashboard by the command of the Makefile; gives its address."""
+    """The dashboard, as `make dashboard` serves it; gives its address."""
     pytest.importorskip("voila", reason="voila is not installed (make dashboard, or pip install -e '.[dashboard]')")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    options = re.search(r"-m voila (\S+) (.*)", makefile)
     port = browsing.free_port()
-    words = [word.strip('"') for word in re.findall(r'[^\s"]+"[^"]*"|\S+', options[2])]
-    command = [sys.executable, "-m", "voila", options[1], *(word.replace('"', "") for word in words)]
     home, results = tmp_path_factory.mktemp("voila"), tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "srlab", "dashboard", f"--port={port}", "--no-browser"]
     address = f"http://127.0.0.1:{port}/"
     told = {"SRLAB_PROFILE": "smoke", "SRLAB_RESULTS": str(results)}
-    with browsing.server(
-        [*command, f"--port={port}", "--no-browser"], address + "voila/static/favicon.ico", home, ROOT, **told
-    ):
+    with browsing.server(command, address + "voila/static/favicon.ico", home, ROOT, **told):
         yield address
 
 

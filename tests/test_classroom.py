@@ -84,3 +84,25 @@ def test_the_command_writes_copies_and_says_where(tmp_path, capsys):
     assert cli.main(["student", "00", "01", "--folder", str(tmp_path)]) == 0
     assert [path.name[:2] for path in sorted(Path(tmp_path).iterdir())] == ["00", "01"]
     assert f"2 notebooks without solutions in {tmp_path}" in capsys.readouterr().out
+
+
+def test_the_page_for_visitors_has_no_lesson_and_still_runs_in_order(tmp_path):
+    playground = next(path for path in NOTEBOOKS if path.stem.startswith("10"))
+    whole = nbformat.read(playground, as_version=4)
+    copy = nbformat.read(classroom.write_dashboard(playground, tmp_path), as_version=4)
+    assert not any(set(cell.metadata.get("tags", ())) & {"lesson", "solution"} for cell in copy.cells)
+    assert [cell.source for cell in copy.cells if "Playground(" in cell.source]
+    code = [cell.source for cell in copy.cells if cell.cell_type == "code"]
+    assert code == [cell.source for cell in whole.cells if cell.source in code]
+    text = "\n".join(cell.source for cell in copy.cells)
+    assert "Exercises" not in text
+    defined = {name.id for cell in code for name in ast.walk(ast.parse(cell)) if isinstance(name, ast.Name)}
+    assert "coffee" not in defined, "made in a cell that visitors do not have"
+
+
+def test_without_voila_it_is_said_how_to_get_it(monkeypatch, capsys):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["dashboard"]) == 1
+    assert "pip install -e '.[dashboard]'" in capsys.readouterr().err
