@@ -139,8 +139,9 @@ def serve_dashboard(notebook: Path, port: int, *, browser: bool = True) -> int:
         ModuleNotFoundError: voila is not installed.
     """
     if importlib.util.find_spec("voila") is None:
-        raise ModuleNotFoundError(
-            "voila, which serves the page, is absent: pip install -e '.[dashboard]'", name="voila"
-        )
+        raise ModuleNotFoundError("voila, which serves it, is absent: pip install -e '.[dashboard]'", name="voila")
     options = [f"--port={port}", "--theme=light", *([] if browser else ["--no-browser"])]
-    return subprocess.call([sys.executable, "-m", "voila", str(write_dashboard(notebook)), *options])
+    command = [sys.executable, "-m", "voila", str(write_dashboard(notebook)), *options]
+    if os.name == "posix":
+        os.execv(sys.executable, command)  # this process becomes voila: who stops it stops the server
+    return subprocess.call(command)
