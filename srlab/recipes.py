@@ -119,6 +119,9 @@ class Recipe:
         self._require("fft_weight", self.fft_weight >= 0, "0 or more")
         self._require("warmup", self.warmup >= 0, "0 or more")
         self._require("milestones", list(self.milestones) == sorted(self.milestones), "in rising order")
+        self._require(
+            "validation", not self.validation or self.validation != self.data, "other pictures than those trained on"
+        )
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         if self.final_learning_rate is not None:
             fits = 0 <= self.final_learning_rate <= self.learning_rate

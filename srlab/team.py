@@ -101,8 +101,8 @@ class Team:
             tensor.sum().item()  # wait for it: on a GPU the call above only hands it over
         except RuntimeError as error:
             raise TeamError(
-                f"process {self.rank} of {self.size} has lost the others ({str(error).splitlines()[0]}): one of them "
-                f"was ended. Give the same command again to go on from the last checkpoint"
+                f"process {self.rank} of {self.size} has lost the others: one of them was ended, or the network broke. "
+                f"Give the same command again to go on from the last checkpoint"
             ) from error
 
 

@@ -27,6 +27,7 @@ TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, warmup=2, learning
         ({"milestones": (3, 1)}, "rising"),
         ({"sizes": {"chanels": 16}}, r"unknown size 'chanels': edsr-tiny takes \['blocks', 'channels'"),
         ({"precision": "16"}, "precision is '16', expected one of 32-true, bf16-mixed"),
+        ({"validation": "bsd400"}, "other pictures than those trained on"),
         ({"validate_every": 0}, "at least 1"),
         ({"upsampler": "spconv", "sizes": {"fgrep": True}}, "unknown size 'fgrep'"),
     ],
