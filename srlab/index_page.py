@@ -124,8 +124,9 @@ def _claim(claim: Mapping[str, str], look: tuple[str, str], known: Mapping[str, 
 
 def _entry(outcome: Outcome, figures: int) -> str:
     note = "failed" if outcome.error else count(range(figures), "figure")
+    number = _text(outcome.notebook[:2])
     return (
-        f'<li><a href="#{_text(outcome.notebook)}">{_text(outcome.title or outcome.notebook)}</a> '
+        f'<li><span class="number">{number}</span> <a href="#{_text(outcome.notebook)}">{_text(outcome.title or outcome.notebook)}</a> '
         f"<small>{note}</small></li>"
     )
 
@@ -148,10 +149,11 @@ def _figure(figure: Mapping[str, Any], results: Path) -> str:
     packages = ", ".join(f"{package} {version}" for package, version in figure.get("versions", {}).items())
     kinds = (("csv", "numbers (CSV)"), ("pdf", "PDF"), ("svg", "SVG"), ("json", "provenance (JSON)"))
     numbers = _numbers(results / "figures" / f"{figure['name']}.csv")
+    size = _size(results / "figures" / f"{figure['name']}.png")
     links = " · ".join(f'<a href="figures/{name}.{suffix}">{label}</a>' for suffix, label in kinds)
     return (
         f'<figure id="figure-{name}"><a href="figures/{name}.png">'
-        f'<img src="figures/{name}.png" alt="{caption}" loading="lazy"></a>'
+        f'<img src="figures/{name}.png" alt="{caption}"{size} loading="lazy"></a>'
         f"<figcaption>{caption}<p class='files'>{links}</p>{numbers}"
         f"<details><summary>how it was made</summary><small>{name}: {_text(made)}, {_text(packages)}; "
         f"numbers sha256 {_text(figure.get('data_sha256'))[:12]}</small></details></figcaption></figure>"
@@ -174,6 +176,17 @@ def _numbers(path: Path) -> str:
         f'<details><summary>first numbers</summary><div class="scroll"><table class="plain"><thead><tr>{heads}</tr>'
         f"</thead><tbody>{body}</tbody></table></div></details>"
     )
+
+
+def _size(path: Path) -> str:
+    """Width and height of a PNG as attributes: its place is kept free until it is loaded."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError:
+        return ""
+    width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+    return f' width="{width}" height="{height}"' if head[12:16] == b"IHDR" else ""
 
 
 def _short(cell: str) -> str:
@@ -211,8 +224,9 @@ header p { color: var(--soft); margin: .2rem 0 1rem; max-width: 46rem; }
 small, .files { color: var(--soft); overflow-wrap: anywhere; font-size: .86rem; }
 section { margin: 0 0 2.2rem; }
 main > section { padding-top: 1.4rem; border-top: 1px solid var(--edge); }
-nav ol { columns: 22rem 2; column-gap: 2.5rem; padding-left: 1.4rem; margin: .6rem 0 1.6rem; }
-nav li { break-inside: avoid; margin-bottom: .35rem; padding-left: .2rem; }
+nav ol { columns: 22rem 2; column-gap: 2.5rem; list-style: none; padding: 0; margin: .6rem 0 1.6rem; }
+nav li { break-inside: avoid; margin-bottom: .35rem; padding-left: 2rem; text-indent: -2rem; }
+.number { display: inline-block; width: 2rem; text-indent: 0; color: var(--soft); font-variant-numeric: tabular-nums; }
 figure { margin: 1.2rem 0; padding: 1rem; background: var(--card); border: 1px solid var(--edge);
   border-radius: .6rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; border-radius: .3rem; }

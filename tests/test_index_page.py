@@ -95,3 +95,11 @@ def test_the_page_asks_nobody_else_for_anything(tmp_path):
     assert "<link" not in page
     assert "url(" not in page
     assert 'src="http' not in page
+
+
+def test_the_place_of_a_picture_is_kept_free_until_it_is_loaded(tmp_path):
+    from PIL import Image
+
+    page_of(tmp_path)
+    Image.new("L", (30, 20)).save(tmp_path / "figures" / "rising.png")
+    assert 'width="30" height="20" loading="lazy"' in page_of(tmp_path)
