@@ -124,11 +124,8 @@ def _claim(claim: Mapping[str, str], look: tuple[str, str], known: Mapping[str, 
 
 def _entry(outcome: Outcome, figures: int) -> str:
     note = "failed" if outcome.error else count(range(figures), "figure")
-    number = _text(outcome.notebook[:2])
-    return (
-        f'<li><span class="number">{number}</span> <a href="#{_text(outcome.notebook)}">{_text(outcome.title or outcome.notebook)}</a> '
-        f"<small>{note}</small></li>"
-    )
+    name, title = _text(outcome.notebook), _text(outcome.title or outcome.notebook)
+    return f'<li><span class="number">{name[:2]}</span> <a href="#{name}">{title}</a> <small>{note}</small></li>'
 
 
 def _section(outcome: Outcome, figures: Sequence[str]) -> str:
