@@ -47,7 +47,7 @@ class PictureMoments:
         return len(self.count)
 
     def weighted(self, weights: Tensor) -> PictureMoments:
-        """One row of sums in which picture i counts `weights[i]` times."""
+        """One row of sums in which picture i counts `weights[i]` times; weights (P,)."""
         sums = (torch.tensordot(weights[None], getattr(self, name), dims=1) for name in self.__dataclass_fields__)
         return PictureMoments(*sums)
 
@@ -69,7 +69,7 @@ class ChannelMap:
     """the sums it was fitted from"""
 
     def refit(self, weights: Tensor) -> Tensor:
-        """The matrix, fitted with picture i counted `weights[i]` times and the same penalty."""
+        """The matrix (B, A), fitted with picture i counted `weights[i]` times, weights (P,), and the same penalty."""
         return fit_map(self.moments, self.alpha, weights)[0]
 
 

@@ -163,7 +163,13 @@ def our_step(model: models.SRModel) -> Callable[[list[tuple[int, Tensor, Tensor]
 
 
 def released_step(model: models.SRModel, scale: int, lr: Tensor, hr: Tensor) -> Callable[[], None]:
-    """The same step by textbook forms: plain memory order, eight convolutions, two transforms, a loop for the mean."""
+    """The same step by textbook forms: plain memory order, eight convolutions, two transforms, a loop for the mean.
+
+    Args:
+        model: with IGConv+, its weights change with each step.
+        scale: upsampling factor.
+        lr, hr: (B, 3, h, w) and (B, 3, h * scale, w * scale) in [0, 1].
+    """
     optimizer = torch.optim.Adam(model.parameters(), 1e-6)
     average = copy.deepcopy(model)
 

@@ -282,7 +282,7 @@ def rbf_gram(x: Tensor, bandwidth: float = 1.0) -> Tensor:
 
 
 def rbf_cka(x: Tensor, y: Tensor, bandwidth: float = 1.0, debiased: bool = False) -> float:
-    """CKA with a Gaussian kernel on both sides: sensitive to neighbourhoods, not only to the large directions."""
+    """CKA of (n, p) and (n, q) with Gaussian kernels: sensitive to neighbourhoods, not only to the large directions."""
     return float(cka_from_grams(rbf_gram(x, bandwidth), rbf_gram(y, bandwidth), debiased))
 
 

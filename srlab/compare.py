@@ -43,8 +43,8 @@ def lr_pictures(name: str | os.PathLike, scale: int) -> list[Tensor]:
 
 
 def crop_alike(pictures: Sequence[Tensor]) -> list[Tensor]:
-    """All pictures cut to the smallest height and width among them, at the top left (as the protocol of pictures as
-    examples was described by an author of the paper)."""
+    """All pictures (..., h, w) cut to the smallest height and width among them, at the top left (as the protocol of
+    pictures as examples was described by an author of the paper)."""
     height, width = (min(picture.shape[axis] for picture in pictures) for axis in (-2, -1))
     return [picture[..., :height, :width] for picture in pictures]
 

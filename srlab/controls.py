@@ -36,7 +36,7 @@ Read = Callable[[Tensor], dict[str, Tensor]]
 
 
 def raw_picture(lr: Tensor) -> dict[str, Tensor]:
-    """Reader of a model that does nothing: the three colours of each pixel."""
+    """Reader of a model that does nothing: the three colours of each pixel, (1, 3, h, w)."""
     return {PICTURE: lr}
 
 

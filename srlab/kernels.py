@@ -176,7 +176,7 @@ def functional_correlation(
 
 
 def common_grid(phases_a: Tensor, phases_b: Tensor, method: str = "linear") -> tuple[Tensor, Tensor]:
-    """Both kernels in float64 on the coarser of their two grids."""
+    """Both kernels, (rgb, C, k, k, r, r) each, in float64 on the coarser of their two grids."""
     if phases_a.shape[:-2] != phases_b.shape[:-2]:
         raise ValueError(
             f"phase images have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, expected the same but for "
@@ -257,12 +257,12 @@ def painted_r2(phases: Tensor, channel_map: ChannelMap, feats_from: Features, fe
 
 
 def shuffle_channels(phases: Tensor, generator: torch.Generator) -> Tensor:
-    """Null: the same tiny images, each handed to another channel."""
+    """Null: the same tiny images (rgb, C, k, k, r, r), each handed to another channel."""
     return phases[:, torch.randperm(phases.shape[1], generator=generator)]
 
 
 def shuffle_sub_pixels(phases: Tensor, generator: torch.Generator) -> Tensor:
-    """Null: in each channel the sub-pixels change places, in the same way for all colours and taps.
+    """Null: in each channel of (rgb, C, k, k, r, r) the sub-pixels change places, alike for all colours and taps.
 
     Averages over the sub-pixels stay what they were, so for the part `mean` this is no null.
     """

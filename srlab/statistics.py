@@ -25,8 +25,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+import scipy  # scipy.stats is loaded when first used: half a second that scoring one picture need not wait for
 from numpy.typing import ArrayLike
-from scipy import stats
 
 SMALL_SAMPLE = 30
 """Below this many values a mean gets Student's t interval, from here on BCa (measured, see above)."""
@@ -149,9 +149,9 @@ def bootstrap_mean(values: ArrayLike, level: float = 0.95, n_resamples: int = 99
     if np.ptp(x) <= 1e-12 * max(1.0, abs(mean)):  # rounding, not spread: scipy would answer NaN
         return Interval(mean, mean, mean, n, level, "constant")
     if n < SMALL_SAMPLE:
-        half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
+        half = float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
         return Interval(mean - half, mean + half, mean, n, level, "Student t")
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (x,),
         np.mean,
         confidence_level=level,
@@ -249,10 +249,10 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Interva
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         raise ValueError("all x or all y are equal: there is no order to correlate")
     n = len(first)
-    rho = round(float(stats.spearmanr(first, second).statistic), 12)  # a perfect order comes out as 1 - 1e-16
+    rho = round(float(scipy.stats.spearmanr(first, second).statistic), 12)  # a perfect order comes out as 1 - 1e-16
     nearest = 1 - 12 / (n * (n**2 - 1))
     inner = float(np.clip(rho, -nearest, nearest))
-    half = stats.norm.ppf((1 + level) / 2) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    half = scipy.stats.norm.ppf((1 + level) / 2) * math.sqrt((1 + inner**2 / 2) / (n - 3))
     low, high = np.tanh(np.arctanh(inner) + np.array([-half, half]))
     return Interval(min(float(low), rho), max(float(high), rho), rho, n, level, "Bonett-Wright")
 
@@ -328,7 +328,7 @@ def _wilcoxon(differences: np.ndarray) -> float:
     """p of the signed-rank test; ties between models are ranked with the rest and dropped afterwards (Pratt 1959)."""
     if not differences.any():
         return 1.0
-    return float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
+    return float(scipy.stats.wilcoxon(differences, zero_method="pratt").pvalue)
 
 
 def _mirrored(interval: Interval) -> Interval:

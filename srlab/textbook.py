@@ -69,11 +69,11 @@ def kernel(hyper: nn.Module, scale: int) -> Tensor:
     Coordinates are repeated for each of the N kernel elements; the features (N, D, scale, scale) go through a chain of
     1x1 convolutions, grouped ones where the network has groups.
     """
-    centres = (2 * torch.arange(scale) + 1) / scale - 1
+    centres = (2 * torch.arange(scale).to(hyper.frequency) + 1) / scale - 1
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))  # (y, x), row, column
     y, x = grid.repeat(len(hyper.frequency), 1, 1, 1).split(1, dim=1)  # (N, 1, row, column) each
     along_x, along_y = hyper.frequency[:, :, None, None].chunk(2, dim=1)
-    phase = hyper.phase(torch.full((1, 1, 1, 1), 2 / min(scale, hyper.max_scale)))
+    phase = hyper.phase(centres.new_full((1, 1, 1, 1), 2 / min(scale, hyper.max_scale)))
     theta = math.pi * (along_x * x + along_y * y + phase)  # (N, D / 2, row, column)
     parts = [theta[:, group :: hyper.groups] for group in range(hyper.groups)]
     values = torch.cat([wave for part in parts for wave in (part.cos(), part.sin())], dim=1)
@@ -110,7 +110,7 @@ def igconv_plus(module: nn.Module, feats: Tensor, scale: int, lr: Tensor) -> Ten
     shift, scope = maps.chunk(2, dim=1)
     batch, _, h, w = lr.shape
     shift = (0.5 * shift * scope.sigmoid()).view(batch, 2, 3, h * scale, w * scale)  # x, y in LR pixels
-    columns, lines = (((torch.arange(n * scale) + 0.5) / scale - 0.5) for n in (w, h))
+    columns, lines = (((torch.arange(n * scale).to(lr) + 0.5) / scale - 0.5) for n in (w, h))
     x = 2 * (columns + shift[:, 0] + 0.5) / w - 1
     y = 2 * (lines[:, None] + shift[:, 1] + 0.5) / h - 1
     grid = torch.stack([x, y], dim=-1).flatten(0, 1)  # (B * 3, H, W, 2)
@@ -119,7 +119,7 @@ def igconv_plus(module: nn.Module, feats: Tensor, scale: int, lr: Tensor) -> Ten
 
 
 def frequency_loss(sr: Tensor, hr: Tensor, weight: float) -> Tensor:
-    """Mean absolute difference of two spectra, each transformed, real and imaginary parts stacked."""
+    """Mean absolute difference of the spectra of two (..., H, W), both transformed, their two parts stacked."""
     stacked = [torch.stack([f.real, f.imag], dim=-1) for f in (torch.fft.rfft2(sr), torch.fft.rfft2(hr))]
     return weight * F.l1_loss(*stacked)
 
