@@ -205,12 +205,12 @@ def train_all(
     """
     names = {run_name(variant, seed): (variant, seed) for variant, seed in runs(plan)}
     sweep = sweeps.part_of([(name, recipe(*run, plan)) for name, run in names.items()], part)
-    store = store or CropStore(datasets.load(plan.data), plan.scales, patch=plan.patch)
     photos = datasets.load("demo")
     photos = photos.subset(photos.names[: plan.watched])
     for name, wanted in sweep:
         run = Path(folder) / name
         if not sweeps.is_finished(wanted, run):
+            store = store or CropStore(datasets.load(plan.data), plan.scales, patch=plan.patch)
             course = Course(photos, plan.watched_scales, plan.snapshots, run / "course.csv")
             result = train.fit(wanted, run, store=store, on_log=course)
             if result.step < plan.steps:  # its checkpoint is written

@@ -55,8 +55,9 @@ def differences(table: pd.DataFrame, variant: str, measure: str, scale: int | No
         ValueError: a run or a picture is missing.
     """
     rows = table if scale is None else table[table.scale == scale]
-    keys = [name for name in ("dataset", "image") if name in rows]
-    cells = rows.pivot_table(measure, index="seed", columns=["variant", *keys], aggfunc="mean", dropna=False)
+    picture = rows["dataset"] + "/" + rows["image"] if "dataset" in rows else rows["image"]
+    table = rows.assign(picture=picture)
+    cells = table.pivot_table(measure, index="seed", columns=["variant", "picture"], aggfunc="mean", dropna=False)
     found = (cells[FULL] - cells[variant]).to_numpy()
     if not np.isfinite(found).all():
         raise ValueError(f"{variant}, {measure}: {int((~np.isfinite(found)).sum())} scores are missing or infinite")

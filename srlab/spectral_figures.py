@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from srlab import panels
@@ -46,6 +47,10 @@ def draw_error_courses(
         if level is not None:
             ax.axhline(level, color=INK, linewidth=0.8, linestyle=":")
         ax.set(title=title, xlabel=xlabel, xscale="log", yscale="log", ylim=limits)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if len(steps) <= 8:  # few looks: each with its number
+            ax.set_xticks(as_array(steps), [f"{step:g}" for step in as_array(steps)], fontsize=SMALLEST)
+            ax.tick_params(axis="x", which="minor", length=0)
     axes[0, 0].set_ylabel(ylabel)
     columns = min(len(names), 5)
     fig.legend(

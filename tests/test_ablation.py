@@ -140,8 +140,8 @@ def test_middles_are_cut_at_the_same_place_in_both():
         ablation.middles(photos, 4, 242)
 
 
-def test_a_record_that_is_not_there_is_not_computed_in_passing(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "repo_data", lambda *parts: tmp_path.joinpath(*parts))
+def test_a_record_of_another_plan_is_not_computed_in_passing(monkeypatch):
+    monkeypatch.setattr(ablation, "PLAN", ablation.PLAN._replace(steps=7))
     with pytest.raises(runtime.RecordError, match="--sweep ablation"):
         ablation.recorded_scores()
 

@@ -85,7 +85,7 @@ def test_differences_are_paired_by_seed_and_picture(table):
 def test_words_and_tables(table, effects):
     sentences = list(ablation_verdicts.verdicts(effects))
     assert len(sentences) == len(ablation_verdicts.PARTS)
-    assert sentences[0].startswith("FFT loss: helps overall (+0.2")
+    assert sentences[0].startswith("FFT loss: helps overall (+0.19")
     assert "in the highest octave" in sentences[0]
     chart = ablation_verdicts.chart(effects, "psnr_y")
     assert (chart.low <= chart["mean"]).all()
