@@ -47,8 +47,8 @@ def what_is_missing() -> str:
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
-        return "playwright is not installed (pip install -e '.[dev]')"
-    return "" if find_chromium() else "no Chromium found (apt-get install chromium, or set CHROMIUM to its path)"
+        return "playwright (pip install -e '.[dev]')"
+    return "" if find_chromium() else "Chromium (apt-get install chromium, or its path in CHROMIUM)"
 
 
 def launch(playwright):

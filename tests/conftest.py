@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
 from functools import cache
 
+import browsing
 import matplotlib
 import pytest
 
@@ -50,6 +51,8 @@ def pictures():
 def pytest_runtest_setup(item):
     names = [name for marker in item.iter_markers("benchmark_data") for name in marker.args]
     absent = [f"{name} ({state})" for name in names if (state := what_is_absent(name))]
+    if item.get_closest_marker("browser") and (missing := browsing.what_is_missing()):
+        absent.append(missing)
     if absent:
         reason = f"not on this machine: {', '.join(absent)}"
         LEFT_OUT.setdefault(reason, []).append(item.nodeid)
@@ -59,12 +62,14 @@ def pytest_runtest_setup(item):
 def pytest_terminal_summary(terminalreporter):
     if not LEFT_OUT:
         return
-    terminalreporter.section("data tests left out")
+    terminalreporter.section("tests left out")
     for reason, tests in LEFT_OUT.items():
         terminalreporter.line(f"{len(tests)} tests, {reason}")
         for test in tests:
             terminalreporter.line(f"    {test}")
-    terminalreporter.line("Set SRLAB_MIRROR to a folder that holds these files, or `srlab fetch all`, to run them.")
+    terminalreporter.line(
+        "Files: set SRLAB_MIRROR to a folder that holds them, or `srlab fetch all`. Programs: see .ci/run."
+    )
 
 
 @cache
