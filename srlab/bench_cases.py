@@ -103,13 +103,13 @@ CASES: tuple[Case, ...] = (
         "CKA of 16 x 16 layers",
         "the two forward passes alone",
         "pictures",
-        (8, 16, 32),
+        (2, 4, 8),
         bench_models.layer_matrix,
         Goal(ratio=1.25),
-        rounds=7,
+        rounds=5,
     ),
     Case(
-        "kernel alignment", "scikit-learn's Ridge", "pictures", (8, 16, 32), bench_maths.aligning, within=1e-4, rounds=7
+        "kernel alignment", "scikit-learn's Ridge", "pictures", (5, 8, 12), bench_maths.aligning, within=1e-4, rounds=5
     ),
     Case(
         "kernel correlation",
@@ -126,7 +126,7 @@ CASES: tuple[Case, ...] = (
         "pixels",
         (172_800, 691_200, 2_766_240),
         bench_maths.spectrum,
-        within=1e-3,
+        within=1e-2,  # coefficients on the edge of two rings may fall on either side
         rounds=7,
     ),
     Case("hyper-network, trained", "its official form", "scale", (2, 3, 4), bench_models.hyper_network, within=1e-5),
@@ -162,7 +162,7 @@ CASES: tuple[Case, ...] = (
             bench_models.training_step(encoder),
             Goal(ratio=limit),
             within=1e-4,
-            rounds=7,
+            rounds=6,
         )
         for encoder, limit in (("edsr-baseline", 0.82), ("smfanet", 0.60))
     ),
@@ -174,7 +174,7 @@ CASES: tuple[Case, ...] = (
             (1, 4),
             bench_models.one_for_all(upsampler),
             Goal(ratio=limit),
-            rounds=5,
+            rounds=4,
         )
         for name, upsampler, limit in (("IGConv", "igconv", 1.10), ("IGConv+", "igconv+", 1.30))
     ),
@@ -199,7 +199,7 @@ CASES: tuple[Case, ...] = (
             bench_models.whole_picture(encoder),
             Goal(ratio=limit),
             within=1e-4,
-            rounds=5,
+            rounds=4,
         )
         for encoder, limit in (("edsr-baseline", 0.40), ("smfanet", 0.20))
     ),
@@ -211,6 +211,6 @@ CASES: tuple[Case, ...] = (
         bench_models.tiled,
         within=1.0,
         compared_at=750_000,
-        rounds=5,
+        rounds=4,
     ),
 )
