@@ -121,9 +121,7 @@ def figure_page(fig: Figure, words: str) -> str:
     if not isinstance(fig, Figure):
         raise TypeError(f"draw returned {type(fig).__name__}, expected a matplotlib Figure: is its `return` missing?")
     buffer = io.BytesIO()
-    # a layout engine has fitted all into the figure already; to measure it once more would take as long as to draw it
-    fitted = "tight" if fig.get_layout_engine() is None else None
-    fig.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches=fitted, pil_kwargs={"compress_level": 1})
+    fig.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", pil_kwargs={"compress_level": 1})
     plt.close(fig)
     titles = "; ".join(" ".join(title.split()) for ax in fig.axes if (title := ax.get_title()))
     alt = f"Figure for {words}. {titles}".strip()
