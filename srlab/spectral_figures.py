@@ -162,7 +162,7 @@ def draw_octave_effects(table: pd.DataFrame, *, ylabel: str, octaves: Sequence[s
             look = {"fmt": MARKERS[number], "color": COLOURS[number], "capsize": 3, "markersize": 4}
             ax.errorbar(points["octave"] + shift, points["mean"], yerr=panels.whiskers(points), label=group, **look)
         ax.set_xticks(range(len(octaves)), octaves, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALLEST)
-        ax.set(title=part)
+        ax.set(title=part.replace(", ", ",\n"))
         ax.title.set_fontsize(9)
         ax.grid(axis="y")
     axes[0, 0].set_ylabel(ylabel)
