@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import itertools
 import json
 import math
 import os
@@ -231,12 +232,14 @@ def run(cases: Iterable[Case] = bench_cases.CASES, clock: Clock | None = None) -
 
 
 def chosen(names: Sequence[str]) -> list[Case]:
-    """Cases by name or by beginning of a name, all of them if none is given."""
-    for name in names:
-        if not any(case.name.startswith(name) for case in bench_cases.CASES):
-            known = ", ".join(repr(case.name) for case in bench_cases.CASES)
-            raise ValueError(f"no case begins with {name!r}: expected {known}")
-    return [case for case in bench_cases.CASES if not names or any(map(case.name.startswith, names))]
+    """Cases by name or, where that is none, by beginning of a name; all of them if nothing is given."""
+    known = [case.name for case in bench_cases.CASES]
+    meant = {name: [name] if name in known else [full for full in known if full.startswith(name)] for name in names}
+    for name, found in meant.items():
+        if not found:
+            raise ValueError(f"no case begins with {name!r}: expected {', '.join(map(repr, known))}")
+    wanted = set(itertools.chain(*meant.values())) if names else set(known)
+    return [case for case in bench_cases.CASES if case.name in wanted]
 
 
 def line(row: dict[str, object]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srlab import bench_maths, bench_models, igconv, metrics, runtime, textbook, upsamplers
+from srlab import bench_maths, bench_models, features, igconv, metrics, runtime, textbook, upsamplers
 from srlab.bench_work import Case, Floor, Goal, Program, Work
 
 
@@ -99,14 +99,17 @@ CASES: tuple[Case, ...] = (
         compared_at=4_000,
         rounds=9,
     ),
-    Case(
-        "CKA of 16 x 16 layers",
-        "the two forward passes alone",
-        "pictures",
-        (2, 4, 8),
-        bench_models.layer_matrix,
-        Goal(ratio=1.25),
-        rounds=5,
+    *(
+        Case(
+            f"CKA of 16 x 16 layers, {examples} as examples",
+            "the two forward passes alone",
+            "pictures",
+            (4, 8, 16),
+            bench_models.layer_matrix(features.REDUCTIONS[examples]),
+            goal,
+            rounds=5,
+        )
+        for examples, goal in (("pictures", Goal(ratio=1.25)), ("pixels", Goal()))
     ),
     Case(
         "kernel alignment", "scikit-learn's Ridge", "pictures", (5, 8, 12), bench_maths.aligning, within=1e-4, rounds=5

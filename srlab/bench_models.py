@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlab import (
-    cka,
     compare,
     datasets,
     efficiency,
@@ -37,32 +36,28 @@ from srlab.bench_work import Floor, Work, chance
 PATCH, BATCH, FFT_WEIGHT = 48, 4, 0.05  # of the released recipes
 
 
-def layer_matrix(pictures: int) -> Work:
-    """Every block of an EDSR-baseline with every block of another, as `compare.layer_matrix`, without intervals."""
-    pair = [models.build("edsr-baseline", "spconv", (scale,)).eval() for scale in (2, 3)]
-    lr = [torch.rand(1, 3, 48, 48, generator=chance(i)) for i in range(pictures)]
-    readers = [compare.Reader(model) for model in pair]
+def layer_matrix(reduction: Callable[[Tensor], Tensor]) -> Callable[[int], Work]:
+    """Every block of an EDSR-baseline with every block of another, 48 x 48 pixels, without intervals."""
 
-    def ours() -> Tensor:
-        found = cka.CKAMatrix(*(reader.names for reader in readers))
-        for picture in lr:
-            maps = [{name: m[0].flatten(1).T for name, m in reader(picture).items()} for reader in readers]
-            found.update(*maps)
-        return found.compute(debiased=True)
+    def make(pictures: int) -> Work:
+        pair = [models.build("edsr-baseline", "spconv", (scale,)).eval() for scale in (2, 3)]
+        lr = [torch.rand(1, 3, PATCH, PATCH, generator=chance(i)) for i in range(pictures)]
 
-    def forwards() -> None:
-        with torch.no_grad():
-            for picture in lr:
-                for model in pair:
-                    model.encode(picture)
+        def ours() -> compare.Comparison:
+            return compare.layer_matrix(*pair, lr, reduction=reduction, n_resamples=0)
 
-    layers, rows = len(readers[0].names), pictures * 48 * 48
-    with torch.device("meta"):
-        flops = efficiency.count_flops(
-            lambda: models.build("edsr-baseline", "spconv", (2,)).encode(torch.empty(pictures, 3, 48, 48))
-        )
-    products = 2.0 * rows * 64**2 * (layers**2 + 2 * layers)
-    return Work(ours, forwards, Floor("two forward passes, all products", flops=2 * flops + products))
+        def forwards() -> None:
+            with torch.no_grad():
+                for picture in lr:
+                    for model in pair:
+                        model.encode(picture)
+
+        with torch.device("meta"):
+            encoder, whole = models.build("edsr-baseline", "spconv", (2,)), torch.empty(pictures, 3, PATCH, PATCH)
+        flops = efficiency.count_flops(lambda: encoder.encode(whole))
+        return Work(ours, forwards, Floor("the two forward passes", flops=2 * flops))
+
+    return make
 
 
 # models
