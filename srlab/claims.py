@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from srlab import ablation_verdicts, bench, cka_study, cka_verdicts, efficiency, kernel_study, runtime, unseen
+from srlab import ablation, ablation_verdicts, bench, cka_study, cka_verdicts, efficiency, kernel_study, runtime, unseen
 from srlab.cka_study import INPUT
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not tested yet"
@@ -217,7 +217,8 @@ def _aligned_kernels() -> tuple[pd.DataFrame, pd.Series]:
 
 
 def _training() -> Evidence:
-    table = efficiency.training_flops(("edsr-baseline", "edsr", "smfanet", "imdn", "bsrn"), ("igconv", "igconv+"))
+    about = {"encoders": ["edsr-baseline", "edsr", "smfanet", "imdn", "bsrn"], "upsamplers": ["igconv", "igconv+"]}
+    table = runtime.recorded("training_flops", lambda: efficiency.training_flops(**about), settings=about)
     fits = table[table["ratio"] <= 0.5 - 1 / 12]  # nearer to a third than to a half
     heavy = table[table["fixed_upsampler"] == "spconv+"]
     only = sorted(set(fits["encoder"]) - set(table[~table.index.isin(fits.index)]["encoder"]))
@@ -230,14 +231,14 @@ def _training() -> Evidence:
         high=table["ratio"].max(),
         unit="FLOPs, one / three",
         control="1/3 if upsamplers cost nothing; says nothing of quality at equal steps, which is a claim of its own",
-        rests_on="counted on the models",
+        rests_on="training_flops: counted on the models",
     )
 
 
 def _storage() -> Evidence:
-    table = efficiency.stored_parameters(
-        ("edsr", "rdn", "rcan", "edsr-baseline", "smfanet", "smfanet+", "imdn", "bsrn")
-    ).set_index("encoder")
+    about = {"encoders": ["edsr", "rdn", "rcan", "edsr-baseline", "smfanet", "smfanet+", "imdn", "bsrn"]}
+    table = runtime.recorded("stored_parameters", lambda: efficiency.stored_parameters(**about), settings=about)
+    table = table.set_index("encoder")
     savings = table["saving_igconv"]
     only = savings[savings >= THREE_FOLD].index
     lost = savings[savings < 1].index
@@ -250,7 +251,7 @@ def _storage() -> Evidence:
         high=savings.max(),
         unit="times",
         control="the hyper-network alone holds 512 numbers for each kernel element",
-        rests_on="counted on the models; equal to the paper's counts where it gives them",
+        rests_on="stored_parameters: counted on the models; equal to the paper's counts where it gives them",
     )
 
 
@@ -298,7 +299,7 @@ def _fgrep() -> Evidence:
 
 
 def _part(part: str, measure: str, what: str) -> Evidence:
-    table = ablation_verdicts.effects(ablation_verdicts.recorded(), [measure])
+    table = ablation_verdicts.effects(ablation.recorded_scores(), [measure])
     row = table[(table["part"] == part) & (table["scale"] == "all")].iloc[0]
     low, high = min(row["pictures_low"], row["seeds_low"]), max(row["pictures_high"], row["seeds_high"])
     return Evidence(
