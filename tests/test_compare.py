@@ -186,3 +186,13 @@ def test_few_pictures_give_a_number_and_no_interval(pictures):
     assert 0 < found.mean().mean < 1
     assert math.isnan(found.mean().low)
     assert math.isnan(found.minus(found, over=compare.last_cell).low)
+
+
+def test_every_second_row_and_column_is_what_step_takes(pictures):
+    a, b = tiny(0), tiny(1)
+    layers = compare.layers_of(a)
+    found = compare.layer_matrix(a, b, pictures, layers, layers, n_resamples=0, step=2).matrix()
+    with torch.no_grad():
+        maps = [[compare.Reader(m, layers)(lr) for lr in pictures] for m in (a, b)]
+    x, y = (torch.cat([m[layers[0]][0, :, ::2, ::2].flatten(1).T for m in side]) for side in maps)
+    assert found.iloc[0, 0] == pytest.approx(cka.linear_cka(x, y, debiased=True), abs=1e-6)
