@@ -293,7 +293,7 @@ def recorded_course() -> pd.DataFrame:
 
 def _recorded(name: str, which: int) -> pd.DataFrame:
     settings = {"plan": PLAN._asdict(), "variants": VARIANTS, "octaves": spectra.OCTAVES}
-    settings["pictures"] = {name: _pinned(name) for name in (PLAN.data, *dict(PLAN.sets))}
+    settings["pictures"] = {name: fetch.pinned(name) for name in (PLAN.data, *dict(PLAN.sets))}
 
     def compute() -> pd.DataFrame:
         if os.environ.get("SRLAB_RECORD", "") != "1":
@@ -306,8 +306,3 @@ def _recorded(name: str, which: int) -> pd.DataFrame:
         return score_all(folder)[which]
 
     return runtime.recorded(name, compute, settings=settings)
-
-
-def _pinned(dataset: str) -> str:
-    """One hash over the files that a named set consists of."""
-    return runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in fetch.read_registry(dataset)))[:12]

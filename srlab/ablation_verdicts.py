@@ -131,6 +131,25 @@ def chart(found: pd.DataFrame, measure: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def octave_chart(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows for `spectral_figures.draw_octave_effects`: a line per part, octave and interval."""
+    rows = found[(found["scale"] == "all") & found["measure"].str.startswith("snr")]
+    parts = [
+        pd.DataFrame(
+            {
+                "part": rows["part"],
+                "octave": rows["measure"].str[3:].astype(int),
+                "group": f"over {over}",
+                "mean": rows["gain"],
+                "low": rows[f"{over}_low"],
+                "high": rows[f"{over}_high"],
+            }
+        )
+        for over in ("seeds", "pictures")
+    ]
+    return pd.concat(parts)
+
+
 def mean_scores(table: pd.DataFrame) -> pd.DataFrame:
     """PSNR-Y (dB), mean over pictures and seeds: variants by (dataset, scale)."""
     return table.pivot_table("psnr_y", index="variant", columns=["dataset", "scale"], aggfunc="mean").loc[

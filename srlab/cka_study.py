@@ -288,7 +288,7 @@ def recorded_scales() -> Recorded:
     """
     settings = {
         "weights": {f"{name}-x{s}": weights.card(f"{name}-x{s}").sha256 for name in SERIES for s in SCALES},
-        "pictures": {name: _pinned(name) for name in ("set14", "urban100")},
+        "pictures": {name: fetch.pinned(name) for name in ("set14", "urban100")},
         "protocols": {name: list(protocol) for name, protocol in PROTOCOLS.items()},
         "resamples": RESAMPLES,
     }
@@ -309,10 +309,6 @@ def recorded_scales() -> Recorded:
         for which, name in enumerate(RECORDS)
     ]
     return Recorded(*tables)
-
-
-def _pinned(dataset: str) -> str:
-    return runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in fetch.read_registry(dataset)))[:12]
 
 
 def _study_all() -> Recorded:

@@ -249,7 +249,7 @@ def recorded_benchmarks() -> pd.DataFrame:
     """
     settings = {
         "protocol": metrics.STANDARD.line(),
-        "pictures": {name: _pinned(name) for name in RECORDED_SETS},
+        "pictures": {name: fetch.pinned(name) for name in RECORDED_SETS},
         "weights": {"bicubic": INTERPOLATION} | {name: _checksum(name) for name in weights.names()},
     }
 
@@ -262,11 +262,6 @@ def recorded_benchmarks() -> pd.DataFrame:
         return _score_what_changed(settings)
 
     return runtime.recorded(RECORD, compute, settings=settings)
-
-
-def _pinned(dataset: str) -> str:
-    """One hash over the files that a named set consists of, whether or not they are here."""
-    return runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in fetch.read_registry(dataset)))[:12]
 
 
 def _checksum(name: str) -> str:

@@ -91,6 +91,16 @@ def read_registry(name: str) -> tuple[PinnedFile, ...]:
     )
 
 
+def pinned(name: str) -> str:
+    """One hash, 12 digits, over the files that a named set consists of, whether or not they are here.
+
+    Raises:
+        FetchError: there is no such table.
+    """
+    files = " ".join(f"{entry.path} {entry.sha256}" for entry in read_registry(name))
+    return runtime.text_sha256(files)[:12]
+
+
 def cache_dir() -> Path:
     """Folder for fetched files: `SRLAB_CACHE`, or the cache place of the operating system. It need not exist yet."""
     return Path(os.environ.get("SRLAB_CACHE") or pooch.os_cache("srlab")).expanduser()

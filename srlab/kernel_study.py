@@ -273,10 +273,9 @@ def recorded_kernels() -> pd.DataFrame:
         RecordError: the record is of other weights, pictures or settings than this project now has.
     """
     names = [f"{series}-x{scale}" for series in SERIES for scale in SCALES]
-    registry = fetch.read_registry(PROTOCOL.data)
     settings = {
         "weights": {name: weights.card(name).sha256 for name in names},
-        "pictures": runtime.text_sha256(" ".join(f"{entry.path} {entry.sha256}" for entry in registry))[:12],
+        "pictures": fetch.pinned(PROTOCOL.data),
         "protocol": list(PROTOCOL),
     }
 

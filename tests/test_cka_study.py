@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from srlab import cka_study, compare, features, models, runtime, weights
+from srlab import cka_study, compare, features, models, weights
 
 
 def tiny(seed=0, **sizes):
@@ -39,8 +39,6 @@ def test_table_of_a_family_has_every_control_and_gaps_that_add_up(pictures):
 
 
 def test_shipped_record_is_whole_and_of_these_weights(monkeypatch):
-    if not runtime.repo_data("results", f"{cka_study.RECORDS[0]}.csv").is_file():
-        pytest.skip("not recorded yet")
     monkeypatch.delenv("SRLAB_RECORD", raising=False)
     tables = cka_study.recorded_scales()
     scales = tables.rows[tables.rows["control"] == "scales"]
@@ -60,8 +58,6 @@ def test_shipped_record_is_whole_and_of_these_weights(monkeypatch):
 
 @pytest.mark.benchmark_data("set14", "bsrn-x2", "bsrn-x3")
 def test_a_published_pair_computed_anew_equals_the_record(monkeypatch):
-    if not runtime.repo_data("results", f"{cka_study.RECORDS[0]}.csv").is_file():
-        pytest.skip("not recorded yet")
     monkeypatch.delenv("SRLAB_RECORD", raising=False)
     recorded = cka_study.recorded_scales().rows
     found = cka_study.across_table(

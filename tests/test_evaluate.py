@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from srlab import datasets, evaluate, images, metrics, models, runtime, statistics, weights
+from srlab import datasets, evaluate, fetch, images, metrics, models, runtime, statistics, weights
 from srlab.resize import imresize
 
 
@@ -262,7 +262,7 @@ def workshop(folder, tmp_path, monkeypatch, model):
     monkeypatch.setattr(datasets, "load", lambda name: pictures)
     monkeypatch.setattr(runtime, "repo_data", lambda *parts: tmp_path.joinpath("data", *parts))
     monkeypatch.setattr(evaluate, "RECORDED_SETS", (pictures.name,))
-    monkeypatch.setattr(evaluate, "_pinned", lambda name: "pinned")
+    monkeypatch.setattr(fetch, "pinned", lambda name: "pinned")
     monkeypatch.setattr(weights, "names", lambda: list(shelf))
     monkeypatch.setattr(weights, "card", lambda name: SimpleNamespace(sha256=shelf[name][0]))
     monkeypatch.setattr(weights, "load", lambda name: Counted(shelf[name][1]))
