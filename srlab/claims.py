@@ -289,7 +289,14 @@ def _not_trained_yet() -> Evidence:
 
 
 def _frequency_loss() -> Evidence:
-    return _part("FFT loss", "snr4", "signal-to-noise in the highest octave")
+    """A cure for a bias has to help most where the bias is: the highest octave is held against the lowest."""
+    high = _part("FFT loss", "snr4", "signal-to-noise in the highest octave")
+    low = _part("FFT loss", "snr0", "in the lowest octave")
+    verdict = high.verdict
+    if verdict == HOLDS and low.low > high.high:
+        verdict = f"{ONLY}the error as a whole: low frequencies gain more than high ones"
+    lowest = f"in the lowest octave {low.value:+.2f} dB [{low.low:+.2f}, {low.high:+.2f}]"
+    return Evidence(**{**asdict(high), "ours": f"{high.ours}; {lowest}", "verdict": verdict})
 
 
 def _fgrep() -> Evidence:
