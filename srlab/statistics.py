@@ -20,7 +20,7 @@ strongly skewed scores neither reaches 95 %: read an interval over Set5 with tha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -228,6 +228,36 @@ def mean_over_seeds(differences: ArrayLike, level: float = 0.95, n_resamples: in
         over_pictures=bootstrap_mean(table.mean(axis=0), level, n_resamples, seed),
         over_seeds=bootstrap_mean(table.mean(axis=1), level, n_resamples, seed),
     )
+
+
+def contrast_of_trainings(groups: Mapping[str, ArrayLike], a: str, b: str, level: float = 0.95) -> Interval:
+    """Mean of group `a` minus mean of group `b`, with an interval for other trainings of the same kinds.
+
+    Two trainings of a kind say little about their spread, several kinds together say more: the variance within groups
+    is pooled over all of them (the error of a one-way analysis of variance), so that even a kind trained once can be
+    compared. That takes the spread for equal in all kinds.
+
+    Args:
+        groups: kind -> one score per training.
+        a, b: two of the kinds.
+        level: of confidence.
+
+    Raises:
+        ValueError: no kind was trained twice; an empty group; `a` or `b` is none of them.
+    """
+    scores = {name: np.asarray(values, dtype=float).reshape(-1) for name, values in groups.items()}
+    _check_level(level)
+    if absent := [name for name in (a, b) if not len(scores.get(name, ()))]:
+        raise ValueError(f"no trainings of {absent[0]!r}, expected some: there are those of {_listed(list(scores))}")
+    freedom = sum(len(x) - 1 for x in scores.values() if len(x))
+    if not freedom:
+        raise ValueError(f"each of {len(scores)} kinds was trained once, expected one twice: no spread is known")
+    _checked(pd.Series(np.concatenate(list(scores.values())), np.repeat(list(scores), list(map(len, scores.values())))))
+    variance = sum(float(((x - x.mean()) ** 2).sum()) for x in scores.values() if len(x)) / freedom
+    n, m = len(scores[a]), len(scores[b])
+    mean = float(scores[a].mean() - scores[b].mean())
+    half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance * (1 / n + 1 / m))
+    return Interval(mean - half, mean + half, mean, n + m, level, f"Student t, {freedom} degrees of freedom")
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Interval:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from srlab import train, weights
+from srlab import runtime, train, weights
 from srlab.recipes import Recipe
 
 Sweep = Sequence[tuple[str, Recipe]]
@@ -159,6 +161,33 @@ def _run_one(name: str, recipe: Recipe, folder: Path, accelerator: str, on_log: 
     except (train.TrainingError, ValueError, OSError, weights.CheckpointError) as error:  # the others may still be had
         return Outcome(name, "failed", str(error))
     return Outcome(name, "finished" if done.step == recipe.steps else "interrupted")
+
+
+def bundle(sweep: Sweep, folder: str | Path, target: str | Path, prefix: str = "") -> list[Path]:
+    """Copy what a finished sweep left behind, so that it can ship: weights and log of each run, as NAME.safetensors and
+    NAME.csv.
+
+    Args:
+        sweep: as given to `run`.
+        folder: of the sweep.
+        target: where to, such as `data/weights`.
+        prefix: of the names, before those of the runs.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: runs are not finished, or are of other recipes; nothing has been copied then.
+    """
+    folder, target = Path(folder), Path(target)
+    if missing := [name for name, recipe in sweep if not is_finished(recipe, folder / name)]:
+        raise ValueError(f"{folder} lacks finished runs of these recipes: {', '.join(missing)}. Is the sweep done?")
+    copied = []
+    for name, _ in sweep:
+        for source in ("log.csv", WEIGHTS):
+            path = target / f"{prefix}{name}{Path(source).suffix}"
+            copied.append(runtime.atomic_write(path, functools.partial(shutil.copyfile, folder / name / source)))
+    return copied
 
 
 def is_finished(recipe: Recipe, folder: Path) -> bool:

@@ -33,12 +33,12 @@ FLOORS = [
     ("figures", "spectral_figures"),
     ("panels",),
     ("ablation_verdicts",),
-    ("ablation",),
+    ("ablation", "library"),
     ("sweeps",),
     ("playground", "train", "unseen"),
     ("recipes", "runlog", "team", "transfer"),
     ("evaluate",),
-    ("cka_verdicts",),
+    ("ancestry", "cka_verdicts"),
     ("cka_study", "kernel_study", "sidebyside", "spectral_study"),
     ("compare",),
     ("controls", "efficiency"),
@@ -58,6 +58,7 @@ FLOORS = [
     ("metrics",),
     ("images", "resize", "textbook"),
     ("runtime",),
+    ("machine",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MATHS = {"alignment", "cka", "kernels", "spectra", "statistics", "metrics", "resize"}

@@ -316,3 +316,29 @@ def test_stored_parameters_are_encoder_plus_hyper_networks():
     saving = (stored["fixed_x2_x3_x4"] / stored["igconv"]).round(1)
     assert dict(zip(stored["encoder"], saving, strict=True))["EDSR"] == 3.2
     assert saving[stored["encoder"].isin(["HiT-SRF", "MambaIR-lt", "SMFANet+"])].max() < 2
+
+
+def test_a_contrast_of_trainings_is_student_s_test_when_there_are_two_kinds():
+    a, b = [31.0, 31.3, 31.1], [30.9, 30.8]
+    found = statistics.contrast_of_trainings({"a": a, "b": b}, "a", "b")
+    expected = stats.ttest_ind(a, b).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_a_contrast_of_trainings_covers_the_truth_also_for_a_kind_trained_once():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        groups = {"one": rng.normal(1, 0.1, 1), "two": rng.normal(0, 0.1, 2), "other": rng.normal(5, 0.1, 2)}
+        hits += not statistics.contrast_of_trainings(groups, "one", "two").excludes(1.0)
+    assert 930 <= hits <= 970
+
+
+def test_a_contrast_without_a_spread_is_refused():
+    with pytest.raises(ValueError, match="each of 2 kinds was trained once"):
+        statistics.contrast_of_trainings({"a": [1], "b": [2]}, "a", "b")
+    with pytest.raises(ValueError, match="no trainings of 'c'"):
+        statistics.contrast_of_trainings({"a": [1, 2], "b": [2]}, "a", "c")
+    with pytest.raises(ValueError, match="are NaN: b"):
+        statistics.contrast_of_trainings({"a": [1, 2], "b": [float("nan")]}, "a", "b")
