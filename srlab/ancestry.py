@@ -1,0 +1,308 @@
+"""Ancestry room: how alike are encoders and kernels of x2, x3, x4 when we know what they have in common?
+
+Published trios all started from one seed or from each other, so none tells what training finds from what was inherited.
+Here are fifteen small models of one recipe (`sweeps`, "provenance"; EDSR-nano with an SPConv, weights and logs in
+`data/weights/provenance/`): x2, x3 and x4 from three seeds, and x3, x4 fine-tuned from each x2. Two of them share
+nothing, a seed (the first weights and the order of pictures), or an ancestor, by construction.
+
+`plan` lists what is compared, controls included, `measure` compares with the means of `compare`, `controls` and
+`kernel_study`, `recorded_ancestry` ships the table as `data/results/ancestry.csv`. All of it needs the demo photographs
+only. `summary_table`, `effects` and `verdicts` read it: means over pairs of scales, intervals over seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from srlab import compare, controls, datasets, fetch, kernel_study, runtime, statistics, weights
+from srlab.cka_study import BLOCKS, INPUT, PIXELS
+from srlab.compare import every_layer, same_layers
+from srlab.models import SRModel
+from srlab.statistics import Interval
+
+SCALES, SEEDS = (2, 3, 4), (0, 1, 2)
+NOTHING, SEED, TUNED = "nothing shared", "one seed", "fine-tuned"
+ONE_SCALE = "one scale"
+UNTRAINED, TWO_STARTS, ONE_START, OWN_START = "untrained", "two starts", "one start", "own start"
+PICTURE, OTHER_PICTURES = "picture", "other pictures"
+CONDITIONS = {
+    NOTHING: "two scales, two seeds",
+    SEED: "two scales, the same first weights and the same order of pictures",
+    TUNED: "two scales, x3 and x4 started from the trained x2",
+    ONE_SCALE: "ceiling: the same scale, two seeds",
+    UNTRAINED: "floor: a trained model, and another seed's first weights",
+    PICTURE: "floor: a trained model, and the picture itself",
+    OWN_START: "a trained model, and the first weights it started from",
+    TWO_STARTS: "first weights of two seeds",
+    ONE_START: "first weights of one seed, two scales: the encoders are one and the same",
+    OTHER_PICTURES: "null: as nothing shared, but each model sees other pictures",
+}
+"""What two compared models have in common, or which control they are."""
+WITH_KERNELS = (NOTHING, SEED, TUNED, ONE_SCALE, ONE_START)
+HIDDEN, FIRST = "weights, hidden layers", "weights, first layer"
+BASES = {"same channel": "as stored", "aligned": "aligned"}
+KERNELS = {
+    (basis, part): f"kernels {words}, {part} part" for part in ("varying", "mean") for basis, words in BASES.items()
+}
+MEASURES = (f"CKA, {INPUT}", f"CKA, {BLOCKS}", HIDDEN, FIRST, *KERNELS.values())
+RECORD = "ancestry"
+
+
+class Protocol(NamedTuple):
+    """Which pictures the models see, and how kernels are compared."""
+
+    data: str = "demo"
+    scale: int = 4
+    pictures: int = 10
+    side: int = 72
+    """of the square in the middle of each LR picture; every picture counts alike"""
+    kernels: kernel_study.Protocol = kernel_study.Protocol(resamples=19)
+    """few resamples of the pictures: intervals here are over seeds"""
+
+
+PROTOCOL = Protocol()
+
+
+class Pair(NamedTuple):
+    """Two models to compare."""
+
+    condition: str
+    scales: str
+    """the question it belongs to, "x2-x4"; a pair of one scale stands beside each question of that scale"""
+    grid: int
+    """sub-pixels a side that kernels are compared on: of the coarser scale in question"""
+    a: str
+    b: str
+
+
+def names() -> list[str]:
+    """The fifteen models; those that others were fine-tuned from first."""
+    apart = [f"x{scale}-seed{seed}" for seed in SEEDS for scale in SCALES]
+    return [*apart, *(_tuned(scale, seed) for seed in SEEDS for scale in SCALES[1:])]
+
+
+def load(name: str) -> SRModel:
+    """One of `names`, or "x2-start0": the first weights of that scale and seed, untrained; in evaluation mode."""
+    if "-start" in name:
+        scale, seed = name.split("-start")
+        return controls.untrained(load(f"{scale}-seed0"), int(seed))
+    return weights.load_checkpoint(_file(name))
+
+
+def plan() -> Iterator[Pair]:
+    """What is compared. Two seeds are never the same one, and every pair of different seeds comes equally often."""
+    for a, b in itertools.combinations(SCALES, 2):
+        for seed, other in itertools.product(SEEDS, SEEDS):
+            if seed == other:
+                found = [(SEED, f"x{a}-seed{seed}", f"x{b}-seed{seed}")]
+                found += [(TUNED, _tuned(a, seed), _tuned(b, seed))]
+                found += [(ONE_START, f"x{a}-start{seed}", f"x{b}-start{seed}")]
+                found += [(OWN_START, f"x{scale}-seed{seed}", f"x{scale}-start{seed}") for scale in (a, b)]
+                found += [(PICTURE, f"x{scale}-seed{seed}", PICTURE) for scale in (a, b)]
+            else:
+                found = [(what, f"x{a}-seed{seed}", f"x{b}-seed{other}") for what in (NOTHING, OTHER_PICTURES)]
+                found += [(UNTRAINED, f"x{scale}-seed{seed}", f"x{scale}-start{other}") for scale in (a, b)]
+                found += [(TWO_STARTS, f"x{a}-start{seed}", f"x{b}-start{other}")]
+                found += [(ONE_SCALE, f"x{s}-seed{seed}", f"x{s}-seed{other}") for s in (a, b) if seed < other]
+            yield from (Pair(what, f"x{a}-x{b}", a, first, second) for what, first, second in found)
+
+
+def measure(
+    pairs: Sequence[Pair], models: Mapping[str, SRModel], pictures: Sequence[Tensor], sizes: Protocol = PROTOCOL
+) -> pd.DataFrame:
+    """Compare models in every way there is.
+
+    Args:
+        pairs: what to compare.
+        models: name -> model, of one architecture with a plain SPConv; for the first weights of a seed as well.
+        pictures: LR pictures, float (1, 3, h, w) in [0, 1], of one size.
+        sizes: of the comparison of kernels.
+
+    Returns:
+        A row per pair and measure: condition, scales, a, b, measure (of `MEASURES`), value, null (largest value that
+        the nulls explain, for weights and kernels) and p (of kernels, against the nearest null).
+    """
+    rows = []
+    similarity = _ckas(pairs, models, pictures)
+    members = {
+        name: kernel_study.read(model, model.scales[0], pictures, sizes.kernels.untrained, seed=len(SEEDS))
+        for name, model in models.items()
+    }
+    for pair in pairs:
+        found = [{"measure": name, "value": value} for name, value in similarity[pair].items()]
+        if pair.condition not in (PICTURE, OTHER_PICTURES):
+            cosines = controls.weight_cosines(models[pair.a], models[pair.b])
+            found += [{"measure": HIDDEN, "value": cosines.hidden, "null": cosines.hidden_null}]
+            found += [{"measure": FIRST, "value": cosines.first, "null": cosines.first_null}]
+        if pair.condition in WITH_KERNELS:
+            a, b = (kernel_study.at_grid(members[name], pair.grid) for name in (pair.a, pair.b))
+            table = kernel_study.compare_members(a, b, sizes.kernels).set_index(["basis", "part"])
+            for key, name in KERNELS.items():
+                row = table.loc[key]
+                limits = {"null": kernel_study.largest_null(row), "p": kernel_study.largest_p(row)}
+                found += [{"measure": name, "value": row.value, **limits}]
+        about = {"condition": pair.condition, "scales": pair.scales, "a": pair.a, "b": pair.b}
+        rows += [about | row for row in found]
+    return pd.DataFrame(rows).round(4)
+
+
+def _ckas(
+    pairs: Sequence[Pair], models: Mapping[str, SRModel], pictures: Sequence[Tensor]
+) -> dict[Pair, dict[str, float]]:
+    """Debiased CKA, pixels as examples: pair -> measure -> value."""
+    readers: dict[str, controls.Read] = {name: compare.Reader(model) for name, model in models.items()}
+    layers = next(iter(readers.values())).names
+    readers[PICTURE] = controls.raw_picture
+    asked = {}
+    for pair in pairs:
+        if pair.b == PICTURE:
+            asked[pair] = every_layer(pair.a, PICTURE, layers, (controls.PICTURE,))
+        else:
+            both = same_layers(pair.a, pair.b, layers, layers)
+            asked[pair] = both._replace(shuffled=pair.condition == OTHER_PICTURES)
+    found = compare.compare_all(readers, list(dict.fromkeys(asked.values())), pictures, PIXELS, n_resamples=0)
+    results = {pair: found["pixels", each] for pair, each in asked.items()}
+    where = {MEASURES[0]: compare.last_cell, MEASURES[1]: compare.block_cells}
+    return {pair: {name: r.mean(over(r)).mean for name, over in where.items()} for pair, r in results.items()}
+
+
+def recorded_ancestry() -> pd.DataFrame:
+    """The table of `measure` for all of `plan`, as it ships with the project.
+
+    All it takes is on every machine: where the weights or the photographs in the installed packages are others than
+    those of the record, it is made anew, in about two minutes. `SRLAB_RECORD=1` does so in any case, for shipping.
+    """
+    sizes = PROTOCOL
+    photos = datasets.load(sizes.data)
+    settings = {
+        "weights": {name: fetch.file_sha256(_file(name)) for name in names()},
+        "pictures": {name: fetch.file_sha256(photos.path(i)) for i, name in enumerate(photos.names)},
+        "protocol": [*sizes[:-1], list(sizes.kernels)],
+        "conditions": list(CONDITIONS),
+    }
+
+    def compute() -> pd.DataFrame:
+        pictures = kernel_study.middles(photos, sizes.scale, sizes.pictures, sizes.side)
+        pairs = list(plan())
+        wanted = dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b) if name != PICTURE)
+        return measure(pairs, {name: load(name) for name in wanted}, pictures, sizes)
+
+    return runtime.recorded(RECORD, compute, settings=settings)
+
+
+def _tuned(scale: int, seed: int) -> str:
+    """The family of one ancestor: x2 itself, and what was fine-tuned from it."""
+    return f"x{scale}-seed{seed}" if scale == SCALES[0] else f"x{scale}-from-x2-seed{seed}"
+
+
+def _file(name: str) -> Path:
+    return runtime.repo_data("weights", "provenance", f"{name}.safetensors")
+
+
+# reading the table
+
+
+QUESTIONS = (
+    (NOTHING, UNTRAINED),
+    (NOTHING, PICTURE),
+    (NOTHING, ONE_SCALE),
+    (SEED, NOTHING),
+    (SEED, ONE_START),
+    (TUNED, NOTHING),
+    (TUNED, SEED),
+)
+"""What is held against what."""
+
+
+def over_seeds(table: pd.DataFrame, measure: str, condition: str, minus: str = "") -> Interval:
+    """Mean over pairs of models, with a 95 % interval for other seeds.
+
+    Pairs that share a model are not independent; seeds are. So the interval comes from leaving out one seed at a time,
+    with every pair it takes part in (jackknife), and Student's t: three seeds count as three, however many pairs.
+
+    Args:
+        table: as `recorded_ancestry` gives.
+        measure: of `MEASURES`; condition: of `CONDITIONS`.
+        minus: another condition; then it is the difference to it, both without the same seed at a time.
+    """
+    parts = [table[(table.measure == measure) & (table.condition == which)] for which in (condition, minus) if which]
+    seeds = [pd.DataFrame({side: part[side].str[-1] for side in ("a", "b")}) for part in parts]
+
+    def difference(left_out: str = "") -> float:
+        kept = [part.value[~seed.isin([left_out]).any(axis=1)] for part, seed in zip(parts, seeds, strict=True)]
+        return kept[0].mean() - sum(rows.mean() for rows in kept[1:])
+
+    n = len(SEEDS)
+    return statistics.bootstrap_mean([n * difference() - (n - 1) * difference(str(seed)) for seed in SEEDS])
+
+
+def bars(table: pd.DataFrame, measures: Sequence[str], conditions: Sequence[str] = tuple(CONDITIONS)) -> pd.DataFrame:
+    """Means with intervals over seeds, as `figures.draw_bars_with_intervals` takes them: name (measure), group
+    (condition), mean, low, high; what was not measured is left out."""
+    there = set(zip(table.measure, table.condition, strict=True))
+    wanted = [pair for pair in itertools.product(measures, conditions) if pair in there]
+    return pd.DataFrame({"name": m, "group": c, **vars(over_seeds(table, m, c))} for m, c in wanted)
+
+
+def summary_table(table: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """A line per condition, a column per measure: mean [95 % over seeds]."""
+    rows = bars(table, measures)
+    text = rows.assign(text=[f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows.itertuples(index=False)])
+    return text.pivot(index="group", columns="name", values="text").reindex(index=CONDITIONS, columns=measures)
+
+
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Every one of `QUESTIONS` for every measure: measure, condition, against, difference, low, high, and a verdict:
+    "more", "less" or "not told apart", by whether the interval over seeds holds 0."""
+    there = set(zip(table.measure, table.condition, strict=True))
+    lines = []
+    for name, (condition, against) in itertools.product(MEASURES, QUESTIONS):
+        if (name, condition) in there and (name, against) in there:
+            found = over_seeds(table, name, condition, against)
+            verdict = "more" if found.low > 0 else "less" if found.high < 0 else "not told apart"
+            line = {"measure": name, "condition": condition, "against": against, "difference": found.mean}
+            lines.append(line | {"low": found.low, "high": found.high, "verdict": verdict})
+    return pd.DataFrame(lines)
+
+
+def above_nulls(table: pd.DataFrame, measure: str, condition: str) -> str:
+    """How many pairs of a condition lie above every null, "18 of 18"; of kernels also with a small enough p."""
+    rows = table[(table.measure == measure) & (table.condition == condition)]
+    above = (rows.value > rows.null) & ~(rows.p > kernel_study.SIGNIFICANT)
+    return f"{above.sum()} of {len(rows)}"
+
+
+def verdicts(table: pd.DataFrame) -> Iterator[str]:
+    """What the models say, in sentences computed from the table."""
+    found = effects(table).set_index(["measure", "condition", "against"])
+    for name in MEASURES:
+        of = over_seeds(table, name, NOTHING)
+        steps = []
+        for _, row in found.loc[[name]].reset_index().iterrows():
+            if row.against in (NOTHING, ONE_SCALE, UNTRAINED, PICTURE):
+                subject = "" if row.condition == NOTHING else f"{row.condition}: "
+                gap = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+                steps.append(f"{subject}{row.verdict} than {row.against} ({gap})")
+        yield f"{name}: {NOTHING} {of:.2f}; " + "; ".join(steps)
+
+
+def control_of_encoders() -> str:
+    """A phrase for the scorecard: the similarity of encoders that share nothing, beside one scale and the picture."""
+    return _beside(recorded_ancestry(), MEASURES[0], (NOTHING, SEED, ONE_SCALE, PICTURE))
+
+
+def control_of_kernels() -> str:
+    """A phrase for the scorecard: kernels of models that share nothing, as stored and aligned, beside one scale."""
+    table = recorded_ancestry()
+    stored, aligned = (KERNELS[basis, "varying"] for basis in BASES)
+    return f"{_beside(table, stored, (NOTHING, SEED))}; {_beside(table, aligned, (NOTHING, SEED, ONE_SCALE))}"
+
+
+def _beside(table: pd.DataFrame, measure: str, conditions: Sequence[str]) -> str:
+    return f"{measure}: " + ", ".join(f"{which} {over_seeds(table, measure, which):.2f}" for which in conditions)
