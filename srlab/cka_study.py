@@ -9,8 +9,8 @@ untrained twins stand apart: they are alike because neither computes much, and m
 
 from __future__ import annotations
 
+import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -292,20 +292,10 @@ def recorded_scales() -> Recorded:
         "protocols": {name: list(protocol) for name, protocol in PROTOCOLS.items()},
         "resamples": RESAMPLES,
     }
-    made: list[Recorded] = []
-
-    def compute(which: int) -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORDS[which]}.csv')} is missing, or of other weights, pictures or "
-                f"protocols: with SRLAB_RECORD=1 cka_study.recorded_scales() makes it anew"
-            )
-        if not made:
-            made.append(_study_all())
-        return made[0][which]
-
+    made_by = "SRLAB_RECORD=1 and `cka_study.recorded_scales()`"
+    study = functools.cache(_study_all)  # one run makes all tables
     tables = [
-        runtime.recorded(name, lambda which=which: compute(which), settings=settings)
+        runtime.recorded(name, lambda which=which: study()[which], settings=settings, made_by=made_by)
         for which, name in enumerate(RECORDS)
     ]
     return Recorded(*tables)

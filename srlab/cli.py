@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlab import bench_command, claims_command, runtime
+from srlab import bench_command, claims_command, machine, runtime
 
 DEFAULT_MODEL = "edsr-tiny-igconv"
 """Ships with the project and serves x2, x3 and x4."""
@@ -235,7 +235,7 @@ def _model(name: str, scale: int) -> Any:
 
 @functools.cache
 def _loaded(load: Callable[[Any], Any], source: str | Path) -> Any:
-    return load(source).to(runtime.pick_device())
+    return load(source).to(machine.pick_device())
 
 
 def _evaluate_options(parser: Parser) -> None:
@@ -312,7 +312,7 @@ def _cka(options: argparse.Namespace) -> int:
     from srlab import compare, features, sidebyside
 
     pair = [_model(name, options.scale_of_lr) for name in options.models]
-    pictures = [lr.to(runtime.pick_device()) for lr in compare.lr_pictures(options.data, options.scale_of_lr)]
+    pictures = [lr.to(machine.pick_device()) for lr in compare.lr_pictures(options.data, options.scale_of_lr)]
     how = options.layers_a, options.layers_b, features.REDUCTIONS[options.reduction]
     found = sidebyside.put_side_by_side(*pair, pictures, *how, progress=True)
     print(*found.lines(), sep="\n")

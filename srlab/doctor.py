@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from srlab import runtime
+from srlab import machine, runtime
 
 
 def missing_packages() -> list[str]:
@@ -55,7 +55,7 @@ def report() -> Iterator[str]:
     from srlab import datasets, weights
 
     yield from _about_code()
-    device = runtime.pick_device()
+    device = machine.pick_device()
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     yield f"device     {device}{name}, {torch.get_num_threads()} CPU threads, {os.cpu_count()} cores"
     settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("SRLAB_")]

@@ -8,11 +8,11 @@ Scores of all named models on the benchmark sets ship in `data/results/benchmark
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from srlab import datasets, fetch, images, metrics, runtime, statistics, weights
+from srlab import datasets, fetch, images, machine, metrics, runtime, statistics, weights
 from srlab.resize import imresize
 from srlab.upsamplers import checked_scale
 
@@ -252,16 +252,8 @@ def recorded_benchmarks() -> pd.DataFrame:
         "pictures": {name: fetch.pinned(name) for name in RECORDED_SETS},
         "weights": {"bicubic": INTERPOLATION} | {name: _checksum(name) for name in weights.names()},
     }
-
-    def compute() -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or its scores are of other weights or "
-                f"pictures than this project now has: `srlab evaluate --record` brings it up to date"
-            )
-        return _score_what_changed(settings)
-
-    return runtime.recorded(RECORD, compute, settings=settings)
+    compute = functools.partial(_score_what_changed, settings)
+    return runtime.recorded(RECORD, compute, settings=settings, made_by="`srlab evaluate --record`")
 
 
 def _checksum(name: str) -> str:
@@ -273,7 +265,7 @@ def _score_what_changed(settings: dict) -> pd.DataFrame:
     """Rows of the shipped record that still hold, and new ones; progress is kept in `results/recorded/`."""
     kept, seconds = _rows_that_hold(settings)
     partial = runtime.results_dir() / "recorded" / f"{RECORD}.partial.csv"
-    tables, device = [], runtime.pick_device()
+    tables, device = [], machine.pick_device()
     for dataset in RECORDED_SETS:
         for name in settings["weights"]:
             rows = kept[(kept["model"] == name) & (kept["dataset"] == dataset)]
@@ -338,7 +330,7 @@ class _evaluation:
         self.model = model if isinstance(model, nn.Module) else nn.Identity()
 
     def __enter__(self) -> None:
-        runtime.tune_allocator()
+        machine.tune_allocator()
         self.was_training = self.model.training
         if self.was_training:
             self.model.eval()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -280,15 +279,11 @@ def recorded_kernels() -> pd.DataFrame:
     }
 
     def compute() -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or of other weights, pictures or "
-                f"settings: SRLAB_RECORD=1 and this function (or notebook 05) make it anew"
-            )
         pictures = pictures_of()
         return pd.concat([study(*row, pictures) for row in plan()], ignore_index=True)
 
-    return runtime.recorded(RECORD, compute, settings=settings)
+    made_by = "SRLAB_RECORD=1 and `kernel_study.recorded_kernels()`, or notebook 05,"
+    return runtime.recorded(RECORD, compute, settings=settings, made_by=made_by)
 
 
 def families_here() -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srlab import evaluate, images, metrics, runtime, spectra, weights
+from srlab import evaluate, images, machine, metrics, spectra, weights
 from srlab.images import PictureError
 from srlab.resize import imresize
 from srlab.upsamplers import ScaleError
@@ -206,7 +206,7 @@ def _model(family: str, scale: int) -> tuple[torch.nn.Module, tuple[int, ...]]:
     model = weights.load(family if family in weights.names() else f"{family}-x{scale}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a scale beyond its training: said in words by the caller
-        return model.instantiate(scale).to(runtime.pick_device()), tuple(model.scales)
+        return model.instantiate(scale).to(machine.pick_device()), tuple(model.scales)
 
 
 def _shrunk(photo: Photo, scale: int, notes: list[str]) -> tuple[Tensor, Tensor]:

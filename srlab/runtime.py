@@ -1,20 +1,18 @@
 """Runtime room: profile, seed, device, figures on disk and slow results, each with what made it.
 
-Takes the environment (`SRLAB_PROFILE`, `SRLAB_DEVICE`, `SRLAB_RESULTS`, `SRLAB_RECORD`) and gives a `Run`, which picks
-sizes by profile and saves figures with their numbers. It stands below every other room. Files go to `results/` (ignored
-by git); shipped files are read from `data/`.
+Takes the environment (`SRLAB_PROFILE`, `SRLAB_RESULTS`, `SRLAB_RECORD`; `machine` reads `SRLAB_DEVICE`) and gives a
+`Run`, which picks sizes by profile and saves figures with their numbers. It stands below every room but `machine`.
+Files go to `results/` (ignored by git); shipped files are read from `data/`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import hashlib
 import html
 import json
 import os
 import platform
-import random
 import re
 import subprocess
 import sys
@@ -24,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from srlab import machine
 
 if TYPE_CHECKING:  # loaded inside functions, so that `srlab --help` need not wait for torch
     import pandas as pd
@@ -114,57 +114,6 @@ def profile() -> str:
             f"SRLAB_PROFILE is {name!r}, expected one of {', '.join(PROFILES)} (or unset, which means demo)"
         )
     return name
-
-
-def pick_device() -> torch.device:
-    """The device named by `SRLAB_DEVICE` ("cpu", "cuda:1", "mps"); without it CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: the variable names a device that torch does not know or cannot reach.
-    """
-    import torch
-
-    name = os.environ.get("SRLAB_DEVICE", "").strip()
-    if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device it was not built for
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"SRLAB_DEVICE is {name!r}, but torch cannot use it: {reason}. Unset it to let SR Lab choose"
-        ) from error
-    return device
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators (torch: CPU and every GPU)."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (scikit-learn and others draw from this one)
-    torch.manual_seed(seed)
-
-
-def tune_allocator() -> bool:
-    """Let glibc keep large freed blocks instead of handing them back to the kernel.
-
-    By default every tensor above 32 MiB is given back when freed and faulted in again page by page when the next one is
-    made: whole-picture inference on a CPU takes about half the time without (measured, 0.39 to 0.56). Elsewhere than on
-    glibc, or when `MALLOC_*` or `GLIBC_TUNABLES` already say something, nothing happens.
-
-    Returns:
-        Whether anything was changed.
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    m_trim_threshold, m_mmap_threshold = -1, -3  # names and values of malloc.h
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(m_mmap_threshold, 1 << 30)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
 
 
 def commit() -> str:
@@ -331,9 +280,9 @@ def start(seed: int = 0) -> Run:
     import torch
 
     chosen = profile()
-    device = pick_device()
-    seed_everything(seed)
-    tune_allocator()
+    device = machine.pick_device()
+    machine.seed_everything(seed)
+    machine.tune_allocator()
     _current = Run(chosen, seed, device, torch.get_num_threads(), commit(), _notebook_name(), versions())
     return _current
 
@@ -365,7 +314,12 @@ def _table(data: pd.DataFrame | Mapping[str, Any], name: str) -> pd.DataFrame:
 
 
 def recorded(
-    name: str, compute: Callable[[], pd.DataFrame], *, settings: Mapping[str, Any], refresh: bool = False
+    name: str,
+    compute: Callable[[], pd.DataFrame],
+    *,
+    settings: Mapping[str, Any],
+    refresh: bool = False,
+    made_by: str = "",
 ) -> pd.DataFrame:
     """A slow result: read from disk when it was made with these settings, else computed and written down.
 
@@ -381,12 +335,15 @@ def recorded(
         settings: everything the result depends on (sizes, seeds, models, data), as JSON can hold it; other settings
             are another result.
         refresh: compute even if it is there.
+        made_by: what a person types to make it. It is then never computed in passing, only with `SRLAB_RECORD=1`, and
+            an error names the command: for results that take many minutes or files that few have.
 
     Returns:
         The table; `.attrs["provenance"]` holds settings, seed, profile, commit, device, versions, date and seconds.
 
     Raises:
-        RecordError: the shipped table does not match the hash in its provenance.
+        RecordError: the shipped table does not match the hash in its provenance; with `made_by`, it is missing or was
+            made with other settings.
         ValueError: settings that JSON cannot hold.
     """
     try:
@@ -401,6 +358,8 @@ def recorded(
         if not (refresh or shipping) and (table := _read_record(path, wanted)) is not None:
             print(_record_line(name, table.attrs["provenance"]))
             return table
+    if made_by and not (refresh or shipping):
+        raise RecordError(f"{shipped} {_why_not(shipped, wanted)}: {made_by} makes it anew")
     started = time.perf_counter()
     table = compute()
     seconds = table.attrs.get("seconds", time.perf_counter() - started)
@@ -437,6 +396,16 @@ def _read_record(path: Path, wanted: dict[str, Any]) -> pd.DataFrame | None:
     table = pd.read_csv(path, float_precision="round_trip")
     table.attrs["provenance"] = provenance
     return table
+
+
+def _why_not(path: Path, wanted: dict[str, Any]) -> str:
+    """Why the record at `path` cannot be taken: which of its settings are not the wanted ones."""
+    about = path.with_suffix(".json")
+    if not (path.is_file() and about.is_file()):
+        return "is missing"
+    made = json.loads(about.read_text(encoding="utf-8")).get("settings", {})
+    other = sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
+    return f"was made with other {', '.join(other)} than this project now has"
 
 
 def _record_line(name: str, made: Mapping[str, Any]) -> str:

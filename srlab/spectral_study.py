@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -339,16 +338,8 @@ def recorded_kernel_fits() -> pd.DataFrame:
         "sizes": SIZES._asdict(),
         "ways": {name: list(way) for name, way in WAYS.items()},
     }
-
-    def compute() -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or of other weights or sizes: "
-                f"SRLAB_RECORD=1 and this function (or notebook 06) make it anew"
-            )
-        return fit_kernels(REAL_KERNELS)
-
-    return runtime.recorded(RECORD, compute, settings=settings)
+    made_by = "SRLAB_RECORD=1 and `spectral_study.recorded_kernel_fits()`, or notebook 06,"
+    return runtime.recorded(RECORD, lambda: fit_kernels(REAL_KERNELS), settings=settings, made_by=made_by)
 
 
 def kernel_summary(table: pd.DataFrame, step: int) -> pd.DataFrame:

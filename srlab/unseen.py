@@ -7,7 +7,6 @@ bundled model; it ships as `data/results/unseen_scales.csv`.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -91,11 +90,6 @@ def recorded_unseen() -> pd.DataFrame:
     }
 
     def compute() -> pd.DataFrame:
-        if os.environ.get("SRLAB_RECORD", "") != "1":
-            raise runtime.RecordError(
-                f"{runtime.repo_data('results', f'{RECORD}.csv')} is missing, or of other weights or pictures: with "
-                f"SRLAB_RECORD=1 unseen.recorded_unseen() makes it anew"
-            )
         return score(weights.load(MODEL), DATA, SCALES).round(4)
 
-    return runtime.recorded(RECORD, compute, settings=settings)
+    return runtime.recorded(RECORD, compute, settings=settings, made_by="SRLAB_RECORD=1 and `unseen.recorded_unseen()`")

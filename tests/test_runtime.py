@@ -1,13 +1,9 @@
 """Runtime room: runs repeat, figures carry what made them, files are whole or not there."""
 
-import ctypes
 import hashlib
 import json
-import os
 import random
-import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,46 +89,12 @@ def test_without_a_variable_tests_are_small_and_people_get_the_demo(monkeypatch)
     assert runtime.profile() == "demo"
 
 
-@pytest.mark.parametrize("name", ["quantum", "cuda:99", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch, name):
-    monkeypatch.setenv("SRLAB_DEVICE", name)
-    with pytest.raises(ValueError, match=re.escape(repr(name))):
-        runtime.pick_device()
-
-
 def test_a_run_tells_what_it_is_in_text_and_in_a_notebook():
     run = runtime.start(seed=11)
     for shown in (repr(run), run._repr_html_()):
         for fact in ("11", "smoke", str(run.device), run.commit, torch.__version__, f"{torch.get_num_threads()} CPU"):
             assert fact in shown
     assert "<script>" not in replace(run, commit="<script>")._repr_html_()
-
-
-def test_large_freed_blocks_stay_with_the_process():
-    """A 64 MiB block freed and taken again must not fault its pages in again; asked in a process of its own."""
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        assert runtime.tune_allocator() is False
-        return
-    code = """
-import resource, sys
-from srlab import runtime
-if sys.argv[1] == "tuned":
-    assert runtime.tune_allocator()
-import numpy as np
-def take():
-    np.ones(8 << 20)
-take()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    take()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", code, how], env=quiet, capture_output=True, check=True).stdout)
-        for how in ("plain", "tuned")
-    }
-    assert faults["tuned"] < faults["plain"] / 4
 
 
 # files
@@ -319,6 +281,21 @@ def test_shipped_results_are_read_and_written_only_on_request(results, clone, tm
     runtime.recorded("shipped", compute, settings={"n": 1})
     assert len(calls) == 1
     assert not (results / "recorded").exists()
+
+
+def test_what_takes_hours_is_made_only_on_request_and_the_error_says_how(results, clone, monkeypatch):
+    compute, calls = counting([1.0])
+    about = {"made_by": "`srlab train`"}
+    with pytest.raises(runtime.RecordError, match=r"slow\.csv is missing: `srlab train` makes it anew"):
+        runtime.recorded("slow", compute, settings={"n": 1, "sets": ["a"]}, **about)
+    assert not calls
+    monkeypatch.setenv("SRLAB_RECORD", "1")
+    runtime.recorded("slow", compute, settings={"n": 1, "sets": ["a"]}, **about)
+    monkeypatch.delenv("SRLAB_RECORD")
+    assert runtime.recorded("slow", compute, settings={"n": 1, "sets": ["a"]}, **about)["value"].tolist() == [1.0]
+    with pytest.raises(runtime.RecordError, match="was made with other sets than this project now has"):
+        runtime.recorded("slow", compute, settings={"n": 1, "sets": ["b"]}, **about)
+    assert len(calls) == 1
 
 
 def test_a_table_edited_by_hand_is_refused(results):
