@@ -2,8 +2,10 @@
 
 Takes the cases of `bench_cases`; gives a table of times, ratios and memory, which ships as `data/results/bench.csv`.
 Two ways are timed in turns within one process, since times drift by a quarter on a shared machine and ratios within a
-round do not. The floor is the least work (bytes or FLOPs) over the rates that this machine reaches when it copies
-memory and multiplies matrices, measured on the spot.
+round do not. The next process gives another ratio, by more than its rounds differ: where things lie in memory is
+decided once for each. So the record takes several, and its intervals are over processes. The floor is the least work
+(bytes or FLOPs) over the rates that this machine reaches when it copies memory and multiplies matrices, measured on
+the spot.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,19 +29,21 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from srlab import bench_cases, efficiency, runtime
+from srlab import bench_cases, efficiency, machine, runtime
 from srlab.bench_work import Case, Program, Work
 
 MIB = 2**20
 RECORD = "bench"
 FORM = 1
 """Raised when rows come to mean something else."""
+PROCESSES = 5
+"""Fresh processes behind each row of the record."""
 SLOW = 5.0
 """Seconds from which on a run of the growth curve is not repeated."""
 COLUMNS = (
-    "case", "other", "size", "unit", "compared_at", "seconds", "other_seconds", "ratio", "low", "high", "memory_mib",
-    "memory_ratio", "floor_seconds", "over_floor", "floor", "slope", "apart", "goal", "goals", "met", "clock", "commit",
-    "date",
+    "case", "other", "size", "unit", "compared_at", "seconds", "other_seconds", "ratio", "low", "high", "again_low",
+    "again_high", "processes", "memory_mib", "memory_ratio", "floor_seconds", "over_floor", "floor", "slope", "apart",
+    "goal", "goals", "met", "clock", "commit", "date",
 )  # fmt: skip
 
 
@@ -72,6 +77,41 @@ def cpu_clock() -> Clock:
     return Clock("CPU time", now, 1)
 
 
+def others_running(seconds: float = 0.5) -> float:
+    """How many threads besides this one want a processor of this machine, on average; NaN where it does not tell.
+
+    Two threads that wait for each other in turn lose many times what their rivals take: with two trainings beside it on
+    two cores, instantiated IGConv+ took 1.8 to 2.2 times SPConv+'s wall time instead of 0.23 (three processes of each).
+    """
+    seen = []
+    for _ in range(20):
+        time.sleep(seconds / 20)
+        try:
+            now = Path("/proc/loadavg").read_text(encoding="utf-8").split()[3]  # such as 2/317: running, of how many
+        except OSError:
+            return math.nan
+        seen.append(int(now.split("/")[0]) - 1)
+    return float(np.mean(seen))
+
+
+def too_busy(clock: Clock) -> str:
+    """Why times on this clock would say nothing now, in words; "" if they would."""
+    others = 0.0 if clock.name != "wall time" else others_running()
+    return f"wall time wants a quiet machine, and {others:.1f} other threads run on this one" if others > 0.5 else ""
+
+
+def clock_called(name: str) -> Clock:
+    """The clock that a row of the record was made with, such as "wall time, 2 threads"; `str(clock)` gives the name.
+
+    Raises:
+        ValueError: no clock is called so.
+    """
+    known = re.fullmatch(r"(wall|CPU) time, (\d+) threads?", name)
+    if not known:
+        raise ValueError(f"clock is {name!r}, expected a name such as 'wall time, 2 threads'")
+    return (wall_clock() if known[1] == "wall" else cpu_clock())._replace(threads=int(known[2]))
+
+
 class Rates(NamedTuple):
     """What this machine reaches at its best."""
 
@@ -103,7 +143,7 @@ def _seconds(call: Callable[[], object], clock: Clock) -> float:
     return clock.now() - start
 
 
-def measure(case: Case, clock: Clock, rates: Rates) -> dict[str, object]:
+def measure(case: Case, clock: Clock, rates: Rates, processes: int = 0) -> dict[str, object]:
     """One row of the table: see `run`."""
     size = case.sizes[-1]
     works = dict.fromkeys(case.sizes[:-1])
@@ -112,10 +152,10 @@ def measure(case: Case, clock: Clock, rates: Rates) -> dict[str, object]:
     work = case.make(at)
     if (apart := work.apart()) > case.within:
         raise ArithmeticError(f"{case.name} and {case.other} are {apart:.3g} apart, expected at most {case.within:g}")
-    rounds = in_turns(work, case.rounds, clock)
+    rounds = in_turns(work, case.rounds, clock) if processes < 2 else in_processes(case, clock, processes)
     few = 1 if rounds.max() > SLOW else 3
     peaks = [peak(call, few) for call in (work.ours, work.other)]
-    ratio, low, high = middle(rounds[:, 0] / rounds[:, 1])
+    ratio, low, high, *again = (middle if processes < 2 else over_processes)(rounds[:, 0] / rounds[:, 1])
     seconds, memory = float(np.median(rounds[:, 0])), peaks[0]
     if at != size:
         work = case.make(size)
@@ -133,6 +173,8 @@ def measure(case: Case, clock: Clock, rates: Rates) -> dict[str, object]:
         "ratio": ratio,
         "low": low,
         "high": high,
+        **dict(zip(("again_low", "again_high"), again or [math.nan] * 2, strict=True)),
+        "processes": max(processes, 1),
         "memory_mib": memory / MIB,
         "memory_ratio": peaks[0] / peaks[1] if peaks[1] > 0 else math.nan,
         "floor_seconds": floor,
@@ -160,6 +202,36 @@ def in_turns(work: Work, rounds: int, clock: Clock) -> np.ndarray:
         for which in (0, 1) if number % 2 else (1, 0):
             taken[number, which] = _seconds((work.ours, work.other)[which], clock)
     return taken[1:]
+
+
+def in_processes(case: Case, clock: Clock, processes: int = PROCESSES) -> np.ndarray:
+    """Seconds (processes, 2) of our way and the other from fresh processes, one after the other; see `one_process`."""
+    code = f"from srlab import bench; print(*bench.one_process({case.name!r}, {str(clock)!r}))"
+    return np.array([[float(word) for word in Program(code)().split()] for _ in range(processes)])
+
+
+def one_process(name: str, clock: str) -> tuple[float, float]:
+    """Seconds of our way and the other in this process: median of the other's, and that times the median ratio.
+
+    Half the rounds of the case: more processes tell more than more rounds.
+    """
+    (case,), clock = chosen([name]), clock_called(clock)
+    torch.set_num_threads(clock.threads)
+    machine.tune_allocator()
+    rounds = in_turns(case.make(case.compared_at or case.sizes[-1]), math.ceil(case.rounds / 2), clock)
+    other = float(np.median(rounds[:, 1]))
+    return float(np.median(rounds[:, 0] / rounds[:, 1])) * other, other
+
+
+def over_processes(ratios: np.ndarray) -> tuple[float, float, float, float, float]:
+    """Mean of n ratios, its 95 % interval, and the interval that one more of them falls into in 95 % of cases.
+
+    Student's t on the logarithms: a ratio and its inverse are judged alike, and two or more processes are enough.
+    """
+    logs = np.log(ratios)
+    spread = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1)
+    ends = [sign * spread * math.sqrt(more + 1 / len(logs)) for more in (0, 1) for sign in (-1, 1)]
+    return tuple(float(np.exp(logs.mean() + end)) for end in (0, *ends))
 
 
 def middle(values: np.ndarray) -> tuple[float, float, float]:
@@ -202,17 +274,21 @@ def met(case: Case, row: dict[str, object]) -> str:
     return "yes" if str(goal) else ""
 
 
-def run(cases: Iterable[Case] = bench_cases.CASES, clock: Clock | None = None) -> Iterator[dict[str, object]]:
+def run(
+    cases: Iterable[Case] = bench_cases.CASES, clock: Clock | None = None, processes: int = 0
+) -> Iterator[dict[str, object]]:
     """Measure cases one after the other.
 
     Args:
         cases: what to measure.
         clock: `wall_clock()`, the default, or `cpu_clock()`.
+        processes: how many fresh processes time the two ways, two or more; else this one does, which is quicker.
 
     Yields:
         A row per case: case, other; size, unit, compared_at (the same unless the other way cannot do that size);
-        seconds and other_seconds, medians (of us at size, of the other at compared_at); ratio, median of ours / other
-        within a round, with its 95 % interval low, high; memory_mib of our way, memory_ratio to the other's;
+        seconds and other_seconds, medians (of us at size, of the other at compared_at); ratio of ours / other within a
+        round, with its 95 % interval low, high; again_low and again_high, where one more process should find it (NaN
+        where there was but one); processes; memory_mib of our way, memory_ratio to the other's;
         floor_seconds, over_floor (seconds / floor_seconds), floor (what it is); slope, exponent of seconds against
         size; apart, how far the two answers are apart; goal (a ratio), goals (all of them, in words), met; clock.
 
@@ -222,11 +298,11 @@ def run(cases: Iterable[Case] = bench_cases.CASES, clock: Clock | None = None) -
     clock = clock or wall_clock()
     before = torch.get_num_threads()
     torch.set_num_threads(clock.threads)
-    runtime.tune_allocator()  # for both ways
+    machine.tune_allocator()  # for both ways
     try:
         rates = machine_rates(clock)
         for case in cases:
-            yield measure(case, clock, rates)
+            yield measure(case, clock, rates, processes)
     finally:
         torch.set_num_threads(before)
 
@@ -267,23 +343,24 @@ def recorded_costs() -> pd.DataFrame:
         RecordError: there is no record, or one of its cases is now compared with something else or at other sizes.
     """
 
-    def compute() -> pd.DataFrame:
-        raise runtime.RecordError(
-            f"{_path()} is missing, or one of its cases is now compared with something else or at other sizes: "
-            f"`srlab bench --record` measures all of them (an hour), `srlab bench --record CASE` some"
-        )
-
+    made_by = "`srlab bench --record`, or for some of its cases `srlab bench --record CASE`,"
     with _recording(False):
-        return runtime.recorded(RECORD, compute, settings=_settings(_names_on_record()))
+        return runtime.recorded(RECORD, pd.DataFrame, settings=_settings(_names_on_record()), made_by=made_by)
 
 
-def record(cases: Sequence[Case], clock: Clock) -> pd.DataFrame:
-    """Measure these cases and bring `data/results/bench.csv` up to date; the other rows stay if their cases did."""
+def record(cases: Sequence[Case], clock: Clock, processes: int = PROCESSES) -> pd.DataFrame:
+    """Measure these cases and bring `data/results/bench.csv` up to date; the other rows stay if their cases did.
+
+    Raises:
+        RuntimeError: wall time is asked for, and the machine has other work to do.
+    """
+    if busy := too_busy(clock):
+        raise RuntimeError(f"{busy}: wait for them, or take --cpu-time")
     kept = _rows_that_hold()
     kept = kept[~kept["case"].isin([case.name for case in cases])]
     made = {"commit": runtime.commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
     table = kept
-    for row in run(cases, clock):
+    for row in run(cases, clock, processes):
         print(line(row), flush=True)
         table = pd.concat([table, pd.DataFrame([row | made])], ignore_index=True)[list(COLUMNS)]
         _write(table)

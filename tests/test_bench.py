@@ -86,6 +86,39 @@ def test_the_interval_holds_the_median_as_often_as_it_says():
     assert bench.middle(np.array([3.0, 1.0, 2.0])) == (2.0, 1.0, 3.0)
 
 
+def test_both_intervals_over_processes_hold_what_they_say():
+    drawn = 0.5 * np.random.default_rng(0).lognormal(sigma=0.2, size=(2000, 6))
+    ends = np.array([bench.over_processes(row[:5]) for row in drawn])
+    assert 0.93 < ((ends[:, 1] <= 0.5) & (ends[:, 2] >= 0.5)).mean() < 0.97
+    assert 0.93 < ((ends[:, 3] <= drawn[:, 5]) & (ends[:, 4] >= drawn[:, 5])).mean() < 0.97
+    inverse = bench.over_processes(1 / drawn[0])
+    assert bench.over_processes(drawn[0])[:3] == pytest.approx([1 / inverse[place] for place in (0, 2, 1)])
+
+
+def test_fresh_processes_time_a_case_by_its_name_and_clock():
+    case = next(case for case in bench_cases.CASES if case.name == "imresize 1/2, 8 bits")
+    small = dataclasses.replace(case, sizes=case.sizes[-1:])
+    row = bench.measure(small, bench.cpu_clock(), bench.Rates(1e10, 1e11), processes=2)
+    assert row["processes"] == 2
+    assert row["again_low"] < row["low"] < row["ratio"] < row["high"] < row["again_high"]
+
+
+def test_wall_time_is_not_recorded_beside_other_work(records, monkeypatch):
+    monkeypatch.setattr(bench, "others_running", lambda: 2.0)
+    with pytest.raises(RuntimeError, match=r"2\.0 other threads run on this one.*--cpu-time"):
+        bench.record(bench.chosen(["a"]), bench.wall_clock(), 0)
+    assert not bench.too_busy(bench.cpu_clock())
+    assert not records.exists()
+
+
+def test_a_clock_is_found_by_the_name_that_a_row_gives_it():
+    for clock in (bench.cpu_clock(), bench.wall_clock(), bench.wall_clock()._replace(threads=7)):
+        found = bench.clock_called(str(clock))
+        assert (found.name, found.threads) == (clock.name, clock.threads)
+    with pytest.raises(ValueError, match="expected a name such as"):
+        bench.clock_called("sundial, 1 thread")
+
+
 def test_the_slope_is_the_exponent():
     assert bench.slope([(10, 3e-3), (100, 0.3), (1000, 30.0)]) == pytest.approx(2.0)
 
@@ -165,8 +198,8 @@ def test_without_a_record_it_is_said_how_to_make_one(records):
 
 
 def test_a_record_keeps_the_rows_that_still_hold(records, monkeypatch):
-    bench.record(bench.chosen(["b"]), bench.cpu_clock())
-    bench.record(bench.chosen(["a"]), bench.cpu_clock())
+    bench.record(bench.chosen(["b"]), bench.cpu_clock(), 0)
+    bench.record(bench.chosen(["a"]), bench.cpu_clock(), 0)
     text = records.read_text().replace("this commit", "an older commit")
     about = json.loads(records.with_suffix(".json").read_text()) | {"data_sha256": runtime.text_sha256(text)}
     records.write_text(text)
@@ -179,6 +212,6 @@ def test_a_record_keeps_the_rows_that_still_hold(records, monkeypatch):
     with pytest.raises(runtime.RecordError):
         bench.recorded_costs()
     monkeypatch.setenv("SRLAB_RECORD", "1")
-    bench.record(bench.chosen(["c"]), bench.cpu_clock())
+    bench.record(bench.chosen(["c"]), bench.cpu_clock(), 0)
     table = bench.recorded_costs().set_index("case")  # b is now something else
     assert table["commit"].to_dict() == {"a": "an older commit", "c": "this commit"}

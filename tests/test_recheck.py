@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from srlab import fetch, recheck
@@ -38,6 +40,28 @@ def test_what_cannot_be_had_is_named_and_the_rest_goes_on(monkeypatch):
     assert found.inside
     assert recheck.table([lost, found])["inside"].tolist() == [None, True]
     assert [part.record for part in recheck.recheck("smoke")] == ["absent"]
+
+
+def test_times_are_taken_as_on_record_and_nothing_else_is_said(monkeypatch, capsys):
+    """The record says which clock, how many threads and what interval; here it was made of other numbers."""
+    asked = []
+    columns = {"clock": "CPU time, 1 thread", "ratio": 0.5, "low": 0.49, "high": 0.51, "again_low": 0.4}
+    rows = [{"case": name, **columns, "again_high": 0.6} for name in recheck.COSTS]
+
+    def in_processes(case, clock, processes):
+        asked.append((case.name, str(clock)))
+        return np.array([[0.58, 1.0]] * processes)
+
+    monkeypatch.setattr(recheck.bench, "recorded_costs", lambda: print("a line on the record") or pd.DataFrame(rows))
+    monkeypatch.setattr(recheck.bench, "in_processes", in_processes)
+    monkeypatch.setattr(recheck, "PARTS", {"bench": recheck.PARTS["bench"]})
+    checks = list(recheck.recheck())
+    assert asked == [(name, "CPU time, 1 thread") for name in recheck.COSTS]
+    assert all(check.inside and check.now == pytest.approx(0.58) for check in checks)
+    assert not capsys.readouterr().out
+
+    monkeypatch.setattr(recheck.bench, "too_busy", lambda clock: "others run here")
+    assert all(check.inside is None and "others run here" in check.line() for check in recheck.recheck())
 
 
 @pytest.mark.benchmark_data("b100")
