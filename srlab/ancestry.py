@@ -13,6 +13,7 @@ only. `summary_table`, `effects` and `verdicts` read it: means over pairs of sca
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,8 @@ KERNELS = {
 }
 MEASURES = (f"CKA, {INPUT}", f"CKA, {BLOCKS}", HIDDEN, FIRST, *KERNELS.values())
 RECORD = "ancestry"
+SIGNIFICANT = 0.05
+"""Largest p of `seed_p` that counts; three seeds allow 0.028."""
 
 
 class Protocol(NamedTuple):
@@ -176,7 +179,7 @@ def recorded_ancestry() -> pd.DataFrame:
     """The table of `measure` for all of `plan`, as it ships with the project.
 
     All it takes is on every machine: where the weights or the photographs in the installed packages are others than
-    those of the record, it is made anew, in about two minutes. `SRLAB_RECORD=1` does so in any case, for shipping.
+    those of the record, it is made anew, in a few minutes. `SRLAB_RECORD=1` does so in any case, for shipping.
     """
     sizes = PROTOCOL
     photos = datasets.load(sizes.data)
@@ -253,21 +256,46 @@ def bars(table: pd.DataFrame, measures: Sequence[str], conditions: Sequence[str]
 def summary_table(table: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """A line per condition, a column per measure: mean [95 % over seeds]."""
     rows = bars(table, measures)
-    text = rows.assign(text=[f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows.itertuples(index=False)])
-    return text.pivot(index="group", columns="name", values="text").reindex(index=CONDITIONS, columns=measures)
+    text = rows.assign(text=[f"{r.mean:z.2f} [{r.low:z.2f}, {r.high:z.2f}]" for r in rows.itertuples(index=False)])
+    return (
+        text.pivot(index="group", columns="name", values="text").reindex(index=CONDITIONS, columns=measures).fillna("")
+    )
+
+
+def seed_p(table: pd.DataFrame, measure: str) -> float:
+    """Does a shared seed make models of two scales more alike? Exact permutation test: were the seeds of x3 and of x4
+    handed out at random, how often would pairs "of one seed" be as alike as the real ones? With three seeds there are
+    36 ways, so 1 / 36 = 0.028 is the smallest answer there is."""
+    rows = table[(table.measure == measure) & table.condition.isin((NOTHING, SEED))]
+    value = rows.set_index(["a", "b"]).value.to_dict()
+    orders, sums = list(itertools.permutations(SEEDS)), []
+    for order_3, order_4 in itertools.product(orders, orders):  # the first is as it was
+        trios = [
+            [f"x{scale}-seed{seed}" for scale, seed in zip(SCALES, seeds, strict=True)]
+            for seeds in zip(SEEDS, order_3, order_4, strict=True)
+        ]
+        sums.append(sum(value[pair] for trio in trios for pair in itertools.combinations(trio, 2)))
+    return sum(each >= sums[0] - 1e-9 for each in sums) / len(sums)
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Every one of `QUESTIONS` for every measure: measure, condition, against, difference, low, high, and a verdict:
-    "more", "less" or "not told apart", by whether the interval over seeds holds 0."""
+    """Every one of `QUESTIONS` for every measure.
+
+    Returns:
+        Columns measure, condition, against, difference, low, high (95 % over seeds), p (`seed_p`, for one seed against
+        nothing shared), verdict: "more alike", "less alike" or "not told apart", by p where there is one, else by
+        whether the interval holds 0.
+    """
     there = set(zip(table.measure, table.condition, strict=True))
     lines = []
     for name, (condition, against) in itertools.product(MEASURES, QUESTIONS):
         if (name, condition) in there and (name, against) in there:
             found = over_seeds(table, name, condition, against)
-            verdict = "more" if found.low > 0 else "less" if found.high < 0 else "not told apart"
+            p = seed_p(table, name) if (condition, against) == (SEED, NOTHING) else math.nan
+            proven = p <= SIGNIFICANT if p == p else found.excludes(0)
+            verdict = "not told apart" if not proven else "more alike" if found.mean > 0 else "less alike"
             line = {"measure": name, "condition": condition, "against": against, "difference": found.mean}
-            lines.append(line | {"low": found.low, "high": found.high, "verdict": verdict})
+            lines.append(line | {"low": found.low, "high": found.high, "p": p, "verdict": verdict})
     return pd.DataFrame(lines)
 
 
@@ -278,22 +306,20 @@ def above_nulls(table: pd.DataFrame, measure: str, condition: str) -> str:
     return f"{above.sum()} of {len(rows)}"
 
 
-def verdicts(table: pd.DataFrame) -> Iterator[str]:
-    """What the models say, in sentences computed from the table."""
-    found = effects(table).set_index(["measure", "condition", "against"])
-    for name in MEASURES:
-        of = over_seeds(table, name, NOTHING)
-        steps = []
-        for _, row in found.loc[[name]].reset_index().iterrows():
-            if row.against in (NOTHING, ONE_SCALE, UNTRAINED, PICTURE):
-                subject = "" if row.condition == NOTHING else f"{row.condition}: "
-                gap = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-                steps.append(f"{subject}{row.verdict} than {row.against} ({gap})")
-        yield f"{name}: {NOTHING} {of:.2f}; " + "; ".join(steps)
+def verdicts(table: pd.DataFrame, measures: Sequence[str] = MEASURES) -> Iterator[str]:
+    """A sentence per measure, computed: what models are that share nothing, and what a seed or an ancestor adds."""
+    found = effects(table)
+    for name in measures:
+        steps = [f"{name}: {NOTHING} {over_seeds(table, name, NOTHING):z.2f}"]
+        for row in found[(found.measure == name) & (found.against != ONE_START)].itertuples():
+            chance = f", p {row.p:.2f}" if row.p == row.p else ""
+            gap = f"{row.difference:+z.3f} [{row.low:+z.3f}, {row.high:+z.3f}]{chance}"
+            steps.append(f"{row.condition} against {row.against} {gap}: {row.verdict}")
+        yield "; ".join(steps)
 
 
 def control_of_encoders() -> str:
-    """A phrase for the scorecard: the similarity of encoders that share nothing, beside one scale and the picture."""
+    """A phrase for the scorecard: CKA of encoders that share nothing, beside one seed, one scale and the picture."""
     return _beside(recorded_ancestry(), MEASURES[0], (NOTHING, SEED, ONE_SCALE, PICTURE))
 
 
@@ -305,4 +331,5 @@ def control_of_kernels() -> str:
 
 
 def _beside(table: pd.DataFrame, measure: str, conditions: Sequence[str]) -> str:
-    return f"{measure}: " + ", ".join(f"{which} {over_seeds(table, measure, which):.2f}" for which in conditions)
+    values = ", ".join(f"{which} {over_seeds(table, measure, which).mean:z.2f}" for which in conditions)
+    return f"{measure}: {values}"
