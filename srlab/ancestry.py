@@ -24,6 +24,7 @@ from torch import Tensor
 from srlab import compare, controls, datasets, fetch, kernel_study, runtime, statistics, weights
 from srlab.cka_study import BLOCKS, INPUT, PIXELS
 from srlab.compare import every_layer, same_layers
+from srlab.kernel_study import Protocol
 from srlab.models import SRModel
 from srlab.statistics import Interval
 
@@ -57,19 +58,8 @@ SIGNIFICANT = 0.05
 """Largest p of `seed_p` that counts; three seeds allow 0.028."""
 
 
-class Protocol(NamedTuple):
-    """Which pictures the models see, and how kernels are compared."""
-
-    data: str = "demo"
-    scale: int = 4
-    pictures: int = 10
-    side: int = 72
-    """of the square in the middle of each LR picture; every picture counts alike"""
-    kernels: kernel_study.Protocol = kernel_study.Protocol(resamples=19)
-    """few resamples of the pictures: intervals here are over seeds"""
-
-
-PROTOCOL = Protocol()
+PROTOCOL = Protocol(data="demo", scale=4, pictures=10, side=72, resamples=19)
+"""Every photograph counts alike; few resamples of them, since intervals here are over seeds."""
 
 
 class Pair(NamedTuple):
@@ -125,7 +115,7 @@ def measure(
         pairs: what to compare.
         models: name -> model, of one architecture with a plain SPConv; for the first weights of a seed as well.
         pictures: LR pictures, float (1, 3, h, w) in [0, 1], of one size.
-        sizes: of the comparison of kernels.
+        sizes: draws from the nulls of kernels, resamples, untrained kernels.
 
     Returns:
         A row per pair and measure: condition, scales, a, b, measure (of `MEASURES`), value, null (largest value that
@@ -134,7 +124,7 @@ def measure(
     rows = []
     similarity = _ckas(pairs, models, pictures)
     members = {
-        name: kernel_study.read(model, model.scales[0], pictures, sizes.kernels.untrained, seed=len(SEEDS))
+        name: kernel_study.read(model, model.scales[0], pictures, sizes.untrained, seed=len(SEEDS))
         for name, model in models.items()
     }
     for pair in pairs:
@@ -145,7 +135,7 @@ def measure(
             found += [{"measure": FIRST, "value": cosines.first, "null": cosines.first_null}]
         if pair.condition in WITH_KERNELS:
             a, b = (kernel_study.at_grid(members[name], pair.grid) for name in (pair.a, pair.b))
-            table = kernel_study.compare_members(a, b, sizes.kernels).set_index(["basis", "part"])
+            table = kernel_study.compare_members(a, b, sizes).set_index(["basis", "part"])
             for key, name in KERNELS.items():
                 row = table.loc[key]
                 limits = {"null": kernel_study.largest_null(row), "p": kernel_study.largest_p(row)}
@@ -181,20 +171,18 @@ def recorded_ancestry() -> pd.DataFrame:
     All it takes is on every machine: where the weights or the photographs in the installed packages are others than
     those of the record, it is made anew, in a few minutes. `SRLAB_RECORD=1` does so in any case, for shipping.
     """
-    sizes = PROTOCOL
-    photos = datasets.load(sizes.data)
+    photos = datasets.load(PROTOCOL.data)
     settings = {
         "weights": {name: fetch.file_sha256(_file(name)) for name in names()},
         "pictures": {name: fetch.file_sha256(photos.path(i)) for i, name in enumerate(photos.names)},
-        "protocol": [*sizes[:-1], list(sizes.kernels)],
+        "protocol": list(PROTOCOL),
         "conditions": list(CONDITIONS),
     }
 
     def compute() -> pd.DataFrame:
-        pictures = kernel_study.middles(photos, sizes.scale, sizes.pictures, sizes.side)
         pairs = list(plan())
         wanted = dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b) if name != PICTURE)
-        return measure(pairs, {name: load(name) for name in wanted}, pictures, sizes)
+        return measure(pairs, {name: load(name) for name in wanted}, kernel_study.pictures_of(PROTOCOL))
 
     return runtime.recorded(RECORD, compute, settings=settings)
 
@@ -245,21 +233,28 @@ def over_seeds(table: pd.DataFrame, measure: str, condition: str, minus: str = "
     return statistics.bootstrap_mean([n * difference() - (n - 1) * difference(str(seed)) for seed in SEEDS])
 
 
-def bars(table: pd.DataFrame, measures: Sequence[str], conditions: Sequence[str] = tuple(CONDITIONS)) -> pd.DataFrame:
-    """Means with intervals over seeds, as `figures.draw_bars_with_intervals` takes them: name (measure), group
-    (condition), mean, low, high; what was not measured is left out."""
-    there = set(zip(table.measure, table.condition, strict=True))
-    wanted = [pair for pair in itertools.product(measures, conditions) if pair in there]
-    return pd.DataFrame({"name": m, "group": c, **vars(over_seeds(table, m, c))} for m, c in wanted)
+def chart(table: pd.DataFrame, measures: Sequence[str], conditions: Sequence[str] = tuple(CONDITIONS)) -> pd.DataFrame:
+    """What `figures.draw_intervals` draws: name (condition), group (measure), mean, low, high (95 % over seeds).
+
+    Kernels have a group of nulls: the mean of what the pairs' nulls reach. What was not measured is left out.
+    """
+    lines = []
+    for measure, condition in itertools.product(measures, conditions):
+        rows = table[(table.measure == measure) & (table.condition == condition)]
+        if len(rows):
+            lines.append({"name": condition, "group": measure, **vars(over_seeds(table, measure, condition))})
+        if len(rows) and measure in KERNELS.values():
+            point = dict.fromkeys(("mean", "low", "high"), rows.null.mean())
+            lines.append({"name": condition, "group": f"null of {measure}", **point})
+    return pd.DataFrame(lines)
 
 
 def summary_table(table: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """A line per condition, a column per measure: mean [95 % over seeds]."""
-    rows = bars(table, measures)
+    rows = chart(table, measures)
     text = rows.assign(text=[f"{r.mean:z.2f} [{r.low:z.2f}, {r.high:z.2f}]" for r in rows.itertuples(index=False)])
-    return (
-        text.pivot(index="group", columns="name", values="text").reindex(index=CONDITIONS, columns=measures).fillna("")
-    )
+    wide = text.pivot(index="name", columns="group", values="text").reindex(index=CONDITIONS, columns=measures)
+    return wide.dropna(how="all").fillna("").rename_axis(index="in common", columns=None)
 
 
 def seed_p(table: pd.DataFrame, measure: str) -> float:

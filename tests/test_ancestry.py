@@ -10,16 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
-from srlab import ancestry, controls, datasets, fetch, kernel_study, kernels, runtime, sweeps, weights
-from srlab.ancestry import CONDITIONS, MEASURES, NOTHING, ONE_SCALE, SEED, TUNED, Pair, Protocol
+from srlab import ancestry, controls, fetch, kernel_study, kernels, runtime, sweeps, weights
+from srlab.ancestry import CONDITIONS, MEASURES, NOTHING, ONE_SCALE, PROTOCOL, SEED, TUNED, Pair
 
-QUICK = Protocol(kernels=kernel_study.Protocol(draws=39, resamples=3, untrained=1, shifts=1))
+QUICK = PROTOCOL._replace(draws=39, resamples=3, untrained=1, shifts=1)
 INPUT, BLOCKS, HIDDEN, FIRST, STORED, ALIGNED, STORED_MEAN, ALIGNED_MEAN = MEASURES
 
 
 @pytest.fixture(scope="module")
 def photos():
-    return kernel_study.middles(datasets.load("demo"), 4, count=10, side=72)
+    return kernel_study.pictures_of(PROTOCOL)
 
 
 def permuted(model):
