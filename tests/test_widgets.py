@@ -1,6 +1,7 @@
 """Widgets: what is shown follows the controls, errors are seen, and a page without a kernel keeps the pictures."""
 
 import base64
+import gc
 import io
 import re
 
@@ -59,6 +60,15 @@ def test_one_drawing_per_release(level):
     assert level.continuous_update
     widgets.explore(draw_level, level=level)
     assert not level.continuous_update
+
+
+def test_no_full_garbage_collection_falls_into_a_drawing():
+    collecting = []
+    knob = ipywidgets.IntSlider()
+    widgets.explore(lambda level: collecting.append(gc.isenabled()) or draw_level(level), level=knob)
+    knob.value = 3
+    assert collecting[-1] is False
+    assert gc.isenabled()
 
 
 def test_no_figure_is_left_open(level):
