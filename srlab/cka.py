@@ -8,9 +8,6 @@ Linear CKA is HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)) (Kornblith et al. 2019, a
 unbiased HSIC_1 (Song et al. 2012, JMLR 13; Nguyen et al. 2021, arXiv 2010.15327), which is 0 on average for unrelated
 features; the biased one is not: about 0.5 for 64 Gaussian features and n = 64. HSIC_1 is an inner product of U-centred
 matrices (Szekely & Rizzo 2014), so even the debiased CKA lies in [-1, 1] and its root is never of a negative number.
-
-How sums replace a Gram matrix: about the mean, its rows sum to 0, and then, with k_i and l_i the squared lengths of
-example i in x and in y,  n (n - 3) HSIC_1 = |x'y|^2 - n / (n - 2) sum k_i l_i + sum k_i sum l_i / ((n - 1) (n - 2)).
 """
 
 from __future__ import annotations
@@ -25,12 +22,13 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from srlab import hsic
+
 _FEWEST = 4  # HSIC_1 divides by n - 3
-_CHUNK = 4096  # examples per matrix product: a chunk of some hundred features stays in the cache
+_CHUNK = 4096  # examples that origin and unit are taken from; a matrix product takes two such chunks
 _LARGE_CHUNK = 65536  # the same on a GPU, and features per product when a Gram matrix is made
 _EXACT = 2**28  # the first so many multiply-adds are done in float64, whatever the batches: about 10 ms in all
 _WIDE = 128  # stacked features from which on oneDNN pays
-_RESAMPLED = 2**23  # numbers held at once while resampling
 
 
 def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> float:
@@ -108,35 +106,30 @@ class CKAMatrix:
                 mean, length = sums[:-2, -1], float(sums[-2, -1])
                 variance = length - float(mean.square().sum())
                 _check_varies(name, variance, float((factor * origin + mean).square().sum()))
-        return self._similarity(self._total, debiased)
+        return self._similarities([self._total], torch.ones(1, 1, dtype=torch.float64))[debiased][0]
 
-    def half_samples(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> Tensor:
-        """Similarities in random halves of the pictures, (n_resamples, layers of x, layers of y).
+    def half_samples(self, n_resamples: int = 1000, seed: int = 0) -> dict[bool, Tensor]:
+        """Similarities in random halves of the pictures: debiased or not -> (n_resamples, layers of x, layers of y).
 
         For a statistic of the matrix (mean of its diagonal): of these, of `compute()`, then `half_sample_interval`.
         """
         halves = _halves(len(self._kept), n_resamples, seed).double()
-        kept = [torch.stack(parts) for parts in zip(*self._kept, strict=True)]
-        draws = []
-        for weights in halves.split(max(1, _RESAMPLED // sum(part[0].numel() for part in kept))):
-            sums = [torch.tensordot(weights, part, dims=1) for part in kept]
-            _check_enough(int(sums[0][:, -1, -1].min()))
-            draws.append(self._similarity(sums, debiased))
-        return torch.cat(draws)
+        _check_enough(int((halves @ torch.stack([cross[-1, -1] for cross, *_ in self._kept])).min()))
+        return self._similarities(self._kept, halves)
 
     def bootstrap(self, n_resamples: int = 1000, seed: int = 0, debiased: bool = False) -> tuple[Tensor, Tensor]:
         """95 % interval (low, high) over pictures, each (layers of x, layers of y); see `half_sample_interval`."""
-        draws = self.half_samples(n_resamples, seed, debiased)
+        draws = self.half_samples(n_resamples, seed)[debiased]
         return half_sample_interval(self.compute(debiased), draws, len(self._kept))
 
-    def _similarity(self, sums: list[Tensor], debiased: bool) -> Tensor:
-        """Sums, maybe with leading dimensions -> (..., layers of x, layers of y)."""
-        left, right = self._sides
-        alone = left.alone + right.alone
-        own = [_hsic(part, side, side, debiased) for part, side in zip(sums[1:], alone, strict=True)]
-        own_x = torch.cat(own[: len(left.alone)], dim=-2).clamp(min=0)  # (..., layers of x, 1)
-        own_y = torch.cat(own[len(left.alone) :], dim=-1).clamp(min=0)  # (..., 1, layers of y)
-        return _hsic(sums[0], left, right, debiased) / (own_x.sqrt() * own_y.sqrt())
+    def _similarities(self, pictures: Sequence[list[Tensor]], weights: Tensor) -> dict[bool, Tensor]:
+        """Sums of each picture; how often draws take it, (draws, pictures) -> (draws, layers of x, layers of y)."""
+        cross, *own = (torch.stack(parts) for parts in zip(*pictures, strict=True))
+        left, right = ([width + 2 for width in side.widths] for side in self._sides)
+        alone = hsic.of_sums(hsic.cells(own), weights).clamp(min=0).sqrt()
+        rows = [hsic.of_sums(hsic.cells(row.split(right, dim=2)), weights) for row in cross.split(left, dim=1)]
+        both = torch.stack(rows, dim=2) / (alone[..., : len(left), None] * alone[..., None, len(left) :])
+        return dict(zip((False, True), both, strict=True))
 
 
 class CKA:
@@ -165,16 +158,9 @@ class _Side:
     One matrix product of such rows gives all that both forms of HSIC need, for every pair of layers.
     """
 
-    def __init__(self, widths: list[int], origins: Sequence[Tensor] = (), factors: Sequence[float] = ()):
+    def __init__(self, widths: list[int], origins: list[Tensor], factors: list[float]):
         self.widths, self.origins, self.factors = widths, origins, factors
-        ends = torch.tensor(widths).add(2).cumsum(0)
-        self.height = int(ends[-1])
-        self.spans = [slice(end - width - 2, end) for end, width in zip(ends.tolist(), widths, strict=True)]
-        self.squares, self.ones = ends - 2, ends - 1
-        self.features = torch.cat([torch.arange(span.start, span.stop - 2) for span in self.spans])
-        layer = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-        self.member = F.one_hot(layer, len(widths)).double()  # (all features, layers)
-        self.alone = [_Side([width]) for width in widths] if len(widths) > 1 else [self]
+        self.height = sum(widths) + 2 * len(widths)
 
     @classmethod
     def about(cls, rows: list[Tensor]) -> _Side:
@@ -189,7 +175,7 @@ class _Side:
             often = (first == shared).double().mean(0) > 0.01
             origins.append(torch.where(often, shared, mean).float())
             spread = float((first - origins[-1]).square().mean().sqrt())
-            factors.append(float(np.float32(1 / spread if 1e-30 < spread < 1e30 else 1)))
+            factors.append(2.0 ** -round(math.log2(spread)) if 1e-30 < spread < 1e30 else 1.0)  # exact: rounds nothing
         return cls([features.shape[1] for features in rows], origins, factors)
 
     def stack(self, rows: list[Tensor], dtype: torch.dtype, by_example: bool) -> Tensor:
@@ -197,21 +183,13 @@ class _Side:
         sizes = (len(rows[0]), self.height) if by_example else (self.height, len(rows[0]))
         block = torch.empty(sizes, dtype=dtype, device=rows[0].device)
         block = block.T if by_example else block
-        for features, span, origin, factor in zip(rows, self.spans, self.origins, self.factors, strict=True):
-            values, squares, ones = block[span].split([features.shape[1], 1, 1])
-            torch.sub(features.T, origin.to(block)[:, None], out=values).mul_(factor)
+        heights = [width + 2 for width in self.widths]
+        for layer, features, origin, factor in zip(block.split(heights), rows, self.origins, self.factors, strict=True):
+            values, squares, ones = layer.split([features.shape[1], 1, 1])
+            torch.add(-factor * origin.to(block)[:, None], features.T, alpha=factor, out=values)
             torch.sum(values.square(), dim=0, keepdim=True, out=squares)
             ones.fill_(1)
         return block
-
-    def to_lengths(self, mean: Tensor) -> Tensor:
-        """Map (..., height, layers) from stacked rows to squared lengths about the mean, k = |x|^2 - 2 x.m + |m|^2."""
-        mapping = mean.new_zeros(*mean.shape[:-1], self.height, len(self.widths))
-        layers = torch.arange(len(self.widths))
-        mapping[..., self.features, :] = -2 * mean[..., None] * self.member
-        mapping[..., self.squares, layers] = 1
-        mapping[..., self.ones, layers] = mean.square() @ self.member
-        return mapping
 
 
 def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]], seen: int) -> list[Tensor]:
@@ -219,37 +197,27 @@ def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]], seen: int) -> l
     left, right = sides
     every = [features.detach() for rows in batch for features in rows]
     n, on_cpu = len(every[0]), every[0].device.type == "cpu"
-    cost = left.height * right.height + sum(alone.height**2 for alone in left.alone + right.alone)
+    heights = [[width + 2 for width in side.widths] for side in sides]
+    sizes = [(left.height, right.height), *((height, height) for height in itertools.chain(*heights))]
+    cost = sum(math.prod(size) for size in sizes)
     exact = n if any(features.dtype == torch.float64 for features in every) else min(n, max(0, _EXACT // cost - seen))
     # oneDNN is twice as fast as torch.mm (MKL) on AMD, with half a digit less, and wants each feature in one piece.
     wide = on_cpu and torch.backends.mkldnn.is_available() and min(left.height, right.height) >= _WIDE
-    chunk = _CHUNK if on_cpu else _LARGE_CHUNK
-    total: list[Tensor] = []
+    chunk = 2 * _CHUNK if on_cpu else _LARGE_CHUNK
+    total = [torch.zeros(size, dtype=torch.float64) for size in sizes]
     for start, stop in itertools.pairwise([*range(0, exact, chunk), *range(exact, n, chunk), n]):
         rows = [_double(features[start:stop]) if start < exact else features[start:stop] for features in every]
         dtype, onednn = (torch.float64, False) if start < exact else (torch.float32, wide)
         by_example = not onednn and rows[0].stride(1) == 1
         x = left.stack(rows[: len(left.widths)], dtype, by_example)
         y = right.stack(rows[len(left.widths) :], dtype, by_example)
-        pairs = [(x, y), *((x[span],) * 2 for span in left.spans), *((y[span],) * 2 for span in right.spans)]
-        products = [(F.linear(a.to_mkldnn(), b).to_dense() if onednn else a @ b.T).cpu().double() for a, b in pairs]
-        total = [a + b for a, b in zip(total, products, strict=True)] if total else products
+        pairs = [
+            (x, y),
+            *((part, part) for block, each in zip((x, y), heights, strict=True) for part in block.split(each)),
+        ]
+        for sums, (a, b) in zip(total, pairs, strict=True):
+            sums += (F.linear(a.to_mkldnn(), b).to_dense() if onednn else a @ b.T).cpu()
     return total
-
-
-def _hsic(sums: Tensor, left: _Side, right: _Side, debiased: bool) -> Tensor:
-    """Products of stacked rows, (..., left.height, right.height) -> HSIC, but for a factor, (..., layers, layers)."""
-    n = sums[..., -1:, -1:]
-    mean_x = sums[..., left.features, -1] / n[..., 0]  # (..., p)
-    mean_y = sums[..., -1, right.features] / n[..., 0]  # (..., q)
-    about_mean = sums[..., left.features, :][..., right.features] - n * mean_x[..., None] * mean_y[..., None, :]
-    hsic = left.member.T @ about_mean.square() @ right.member
-    if not debiased:
-        return hsic
-    to_k, to_l = left.to_lengths(mean_x), right.to_lengths(mean_y)
-    sum_kl = to_k.mT @ sums @ to_l
-    sum_k, sum_l = to_k.mT @ sums[..., -1:], sums[..., -1:, :] @ to_l
-    return hsic - n / (n - 2) * sum_kl + sum_k * sum_l / ((n - 1) * (n - 2))
 
 
 def linear_gram(x: Tensor) -> Tensor:

@@ -342,15 +342,12 @@ def _pixels(maps: Mapping[str, Tensor], names: Sequence[str], step: int) -> dict
 
 def _summed(matrices: list[cka.CKAMatrix], pictures: int, n_resamples: int, seed: int) -> Comparison:
     """One comparison out of the sums of a pair's groups."""
+    drawn = [matrix.half_samples(n_resamples, seed) for matrix in matrices if n_resamples]
     forms = (False, True)
     return Comparison(
         cells=tuple(cell for matrix in matrices for cell in itertools.product(matrix.names_x, matrix.names_y)),
         estimates={form: torch.cat([matrix.compute(form).flatten() for matrix in matrices]) for form in forms},
-        draws={
-            form: torch.cat([matrix.half_samples(n_resamples, seed, form).flatten(1) for matrix in matrices], dim=1)
-            for form in forms
-            if n_resamples
-        },
+        draws={form: torch.cat([draws[form].flatten(1) for draws in drawn], dim=1) for form in forms if drawn},
         pictures=pictures,
         examples=matrices[0].n,
     )

@@ -50,6 +50,7 @@ FLOORS = [
     ("features", "patterns"),
     ("kernels",),
     ("alignment", "cka", "spectra"),
+    ("hsic",),
     ("statistics",),
     ("losses",),
     ("datasets",),
@@ -61,7 +62,7 @@ FLOORS = [
     ("machine",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MATHS = {"alignment", "cka", "kernels", "spectra", "statistics", "metrics", "resize"}
+MATHS = {"alignment", "cka", "hsic", "kernels", "spectra", "statistics", "metrics", "resize"}
 DRAWING = {"figures", "panels", "spectral_figures"}
 
 # Packages that only some rooms may import. `runtime` closes figures and writes their files, `widgets` closes them.
