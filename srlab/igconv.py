@@ -168,7 +168,7 @@ class ImplicitKernel(nn.Module):
         for i, layer in enumerate(self.layers):
             weight = layer.weight.chunk(self.groups)[group]
             bias = None if layer.bias is None else layer.bias.chunk(self.groups)[group]
-            x = F.conv2d(F.relu(x) if i else x, weight, bias)
+            x = F.conv2d(F.relu_(x) if i else x, weight, bias)
         return x
 
     def extra_repr(self) -> str:

@@ -91,6 +91,41 @@ def eight_ways(kernel: Tensor) -> list[Tensor]:
     return turned + [each.flip(-1) for each in turned]
 
 
+def edsr(encoder: nn.Module, lr: Tensor) -> Tensor:
+    """Features of an EDSR encoder (BasicSR's code), weights as they are in memory."""
+    shallow = feats = encoder.conv_first(lr)
+    for block in encoder.body:
+        feats = feats + block.conv2(F.relu_(block.conv1(feats))) * block.res_scale
+    return encoder.conv_after_body(feats) + shallow
+
+
+def smfanet(encoder: nn.Module, lr: Tensor) -> Tensor:
+    """Features of an SMFANet encoder (its authors' code)."""
+    shallow = feats = encoder.shallow(lr)
+    for block in encoder.blocks:
+        feats = smfanet_block(block, feats)
+    return feats + shallow
+
+
+def smfanet_block(block: nn.Module, feats: Tensor) -> Tensor:
+    """A block of SMFANet as its authors' code writes it: slices of activations, `var`, `normalize`, plain layers."""
+
+    def conv(x: Tensor, layer: nn.Conv2d, padding: int = 0, groups: int = 1) -> Tensor:
+        return F.conv2d(x, layer.weight, layer.bias, padding=padding, groups=groups)
+
+    one, two = block.modulation, block.feed_forward
+    channels, h, w = feats.shape[-3:]
+    fine, broad = conv(F.normalize(feats), one.split).chunk(2, dim=1)
+    pooled = conv(F.adaptive_max_pool2d(broad, (h // 8, w // 8)), one.coarse, padding=1, groups=channels)
+    seen = pooled * one.coarse_weight + torch.var(broad, dim=(-2, -1), keepdim=True) * one.variance_weight
+    gated = broad * F.interpolate(F.gelu(conv(seen, one.gate)), size=(h, w), mode="nearest")
+    detail = conv(conv(fine, one.detail[0], padding=1, groups=channels), one.detail[1])
+    feats = conv(gated + conv(F.gelu(detail), one.detail[3]), one.merge) + feats
+    hidden = F.gelu(conv(F.normalize(feats), two.widen))
+    mixed, kept = hidden.split([two.part, hidden.shape[1] - two.part], dim=1)
+    return conv(torch.cat([F.gelu(conv(mixed, two.partial, padding=1)), kept], dim=1), two.narrow) + feats
+
+
 def igconv_plus(module: nn.Module, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
     """An `igconv.IGConvPlus` as released: eight convolutions averaged, maps shuffled to HR pixels before sampling.
 

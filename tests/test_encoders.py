@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srlab import models
-from srlab.encoders import blocks
+from srlab import models, textbook
+from srlab.encoders import blocks, smfanet
 from srlab.encoders.bsrn import BSRN, BlueprintConv
 from srlab.encoders.edsr import EDSR
 from srlab.encoders.imdn import IMDN
@@ -174,3 +174,41 @@ def test_smfanet_s_feed_forward_looks_at_neighbours_through_a_quarter_of_its_cha
     feats.grad = None
     module(feats)[0, :, 3, 3].sum().backward()
     assert feats.grad.abs().sum(1)[0].nonzero().tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_a_block_of_smfanet_is_what_its_authors_code_computes(layout, batch):
+    block = tiny("smfanet").blocks[0].double().to(memory_format=layout)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    feats = torch.randn(batch, 8, 17, 24, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
+    inputs = [feats, *block.parameters()]
+    found, expected = block(feats), textbook.smfanet_block(block, feats)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), inputs), wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 7, 5), (4, 4, 12, 5), (3, 4, 1, 1), (20, 4, 3, 3)])
+def test_a_pointwise_convolution_is_a_matrix_at_each_pixel(shape):
+    layer = blocks.Pointwise(4, 6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        feats = torch.randn(shape).contiguous(memory_format=layout)
+        expected = torch.einsum("dc,bchw->bdhw", layer.weight[:, :, 0, 0], feats) + layer.bias[:, None, None]
+        torch.testing.assert_close(layer(feats), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smfanet_s_sums_of_squares_do_not_overflow_in_half_precision(dtype):
+    feats = 200 * torch.randn(1, 8, 64, 64)  # 4096 squares of 40,000; a float16 ends at 65,504
+    found, expected = smfanet._unit_length(feats.to(dtype)), F.normalize(feats)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["edsr", "smfanet"])
+def test_encoders_give_what_the_released_code_computes(name):
+    encoder = tiny(name)
+    lr = torch.rand(2, 3, 17, 24)
+    torch.testing.assert_close(encoder(lr), getattr(textbook, name)(encoder, lr), rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ layer order of the widely used BasicSR form so that its checkpoints fit (see `sr
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class ResidualBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.res_scale * self.conv2(F.relu(self.conv1(x)))
+        return torch.add(x, self.conv2(F.relu_(self.conv1(x))), alpha=self.res_scale)
 
 
 class EDSR(nn.Module):

@@ -3,6 +3,9 @@
 A picture (B, 3, h, w) in [0, 1] in, features (B, C, h, w) out. SMFANet and SMFANet+ are the same network in two sizes
 (36 channels and 8 blocks, 48 channels and 12 blocks). Behaviour follows the authors' public code; the names of the
 layers are ours, and `public.py` says which tensor of a public checkpoint belongs where.
+
+Where the public code takes slices of a layer's output, this one takes slices of the layer's weight: the same numbers,
+but every part comes out whole in memory and nothing has to be put together or copied for the backward pass.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srlab.encoders.blocks import Pointwise, pointwise
 from srlab.encoders.edsr import conv3x3
 
 COARSE = 8  # the coarse branch looks at the picture pooled to 1/8 of its sides
@@ -30,27 +34,51 @@ class Modulation(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.split = nn.Conv2d(channels, 2 * channels, 1)
+        self.split = Pointwise(channels, 2 * channels)  # first half fine, second half broad
         self.coarse = depthwise3x3(channels, channels)
         self.coarse_weight = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.variance_weight = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.gate = nn.Conv2d(channels, channels, 1)
+        self.gate = Pointwise(channels, channels)
         self.detail = nn.Sequential(
             depthwise3x3(channels, 2 * channels),
-            nn.Conv2d(2 * channels, 2 * channels, 1),
+            Pointwise(2 * channels, 2 * channels),
             nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
+            Pointwise(2 * channels, channels),
         )
-        self.merge = nn.Conv2d(channels, channels, 1)
+        self.merge = Pointwise(channels, channels)
 
     def forward(self, feats: Tensor) -> Tensor:
-        h, w = feats.shape[-2:]
-        fine, broad = self.split(feats).chunk(2, dim=1)  # (B, C, h, w) each
+        channels, h, w = feats.shape[-3:]
+        broad = pointwise(feats, self.split.weight[channels:], self.split.bias[channels:])  # (B, C, h, w)
         pooled = self.coarse(F.adaptive_max_pool2d(broad, (h // COARSE, w // COARSE)))  # (B, C, h // 8, w // 8)
         variance = broad.var(dim=(2, 3), keepdim=True)  # (B, C, 1, 1), with n - 1 as the public code has it
         gate = F.gelu(self.gate(pooled * self.coarse_weight + variance * self.variance_weight))
         gate = F.interpolate(gate, size=(h, w), mode="nearest")
-        return self.merge(broad * gate + self.detail(fine))
+        return self.merge(broad * gate + self._fine(feats))
+
+    def _fine(self, feats: Tensor) -> Tensor:
+        """The detail branch, (B, C, h, w)."""
+        channels = feats.shape[1]
+        widen, *others = self.detail
+        fine = _widened(pointwise(feats, self.split.weight[:channels], self.split.bias[:channels]), widen)
+        for layer in others:
+            fine = layer(fine)
+        return fine
+
+
+def _widened(feats: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(feats)` where each input channel feeds two outputs: a CPU is fast only if the channel is there twice."""
+    if feats.device.type != "cpu" or not feats.is_contiguous(memory_format=torch.channels_last):
+        return conv(feats)
+    twice = feats.permute(0, 2, 3, 1)[..., None].expand(-1, -1, -1, -1, 2).flatten(3).permute(0, 3, 1, 2)
+    return F.conv2d(twice, conv.weight, conv.bias, padding=1, groups=twice.shape[1])
+
+
+def _unit_length(feats: Tensor) -> Tensor:
+    """`F.normalize(feats)`, with fewer passes over the features on the way back."""
+    if feats.dtype not in (torch.float32, torch.float64):  # sums of squares would overflow in half precision
+        return F.normalize(feats)
+    return feats * feats.square().sum(dim=1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class PartialFeedForward(nn.Module):
@@ -60,14 +88,16 @@ class PartialFeedForward(nn.Module):
         super().__init__()
         hidden = round(channels * expansion)
         self.part = hidden // 4
-        self.widen = nn.Conv2d(channels, hidden, 1)
+        self.widen = Pointwise(channels, hidden)
         self.partial = conv3x3(self.part, self.part)
-        self.narrow = nn.Conv2d(hidden, channels, 1)
+        self.narrow = Pointwise(hidden, channels)
 
     def forward(self, feats: Tensor) -> Tensor:
-        hidden = F.gelu(self.widen(feats))
-        mixed, kept = hidden[:, : self.part], hidden[:, self.part :]
-        return self.narrow(torch.cat([F.gelu(self.partial(mixed)), kept], dim=1))
+        part, widen, narrow = self.part, self.widen, self.narrow
+        mixed = F.gelu(pointwise(feats, widen.weight[:part], widen.bias[:part]))  # (B, a quarter, h, w)
+        kept = F.gelu(pointwise(feats, widen.weight[part:], widen.bias[part:]))
+        mixed = F.gelu(self.partial(mixed))
+        return pointwise(mixed, narrow.weight[:, :part], narrow.bias) + pointwise(kept, narrow.weight[:, part:])
 
 
 class ModulationBlock(nn.Module):
@@ -79,8 +109,8 @@ class ModulationBlock(nn.Module):
         self.feed_forward = PartialFeedForward(channels, expansion)
 
     def forward(self, feats: Tensor) -> Tensor:
-        feats = feats + self.modulation(F.normalize(feats))
-        return feats + self.feed_forward(F.normalize(feats))
+        feats = feats + self.modulation(_unit_length(feats))
+        return feats + self.feed_forward(_unit_length(feats))
 
 
 class SMFANet(nn.Module):
