@@ -3,7 +3,8 @@
 EDSR-tiny with four upsamplers, equal in everything else (`sweeps`, "library"): an SPConv for each scale in three
 trainings, an IGConv and an IGConv+ for all scales in one, and the sceptic's control, one encoder with a plain SPConv
 per scale. Their weights lie in `data/weights/`, their scores in the record of `evaluate.recorded_benchmarks`.
-`scores` picks them out, `effects` compares kinds, `costs` counts what each road to three scales takes.
+`scores` picks them out, `effects` compares kinds, `octave_gains` says where in the spectrum they differ, and `costs`
+counts what each road to three scales takes.
 
 A difference has two sources of chance, other pictures and another training; both get an interval, and a verdict needs
 both. With two trainings of a kind their spread is pooled over all kinds (`statistics.contrast_of_trainings`).
@@ -11,11 +12,13 @@ both. With two trainings of a kind their spread is pooled over all kinds (`stati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
-from srlab import efficiency, evaluate, runtime, statistics, sweeps, weights
+from srlab import ablation, efficiency, evaluate, statistics, sweeps, weights
+from srlab.imagesets import ImageSet
 from srlab.models import SRModel
 from srlab.recipes import Recipe
 
@@ -87,12 +90,13 @@ def mean_scores(table: pd.DataFrame, measure: str = "psnr_y") -> pd.DataFrame:
     return cells.loc[[name for name in ("bicubic", *KINDS) if name in cells.index]]
 
 
-def effects(table: pd.DataFrame, measure: str = "psnr_y") -> pd.DataFrame:
+def effects(table: pd.DataFrame, measure: str = "psnr_y", datasets: Sequence[str] = ()) -> pd.DataFrame:
     """How much better one kind is than another, for each of `QUESTIONS`, set and scale.
 
     Args:
         table: as `scores` gives.
         measure: "psnr_y" (dB) or "ssim_y".
+        datasets: sets, or `ALL`; default each, and all together.
 
     Returns:
         Columns kind, against, dataset (a set, or "all": every picture counts once), scale ("x2", ..., or "all": mean
@@ -105,7 +109,7 @@ def effects(table: pd.DataFrame, measure: str = "psnr_y") -> pd.DataFrame:
     """
     table = table[table["kind"].isin(KINDS)]
     rows = []
-    for dataset in (*table["dataset"].unique(), ALL):
+    for dataset in datasets or (*table["dataset"].unique(), ALL):
         for scale in (*sorted(table["scale"].unique()), ALL):
             cells = _cells(table, measure, dataset, scale)
             by_training = {kind: cells[kind].mean() for kind in cells.columns.unique("kind")}
@@ -117,8 +121,8 @@ def _cells(table: pd.DataFrame, measure: str, dataset: str, scale: int | str) ->
     """Pictures by (kind, seed)."""
     rows = table[table["dataset"] == dataset] if dataset != ALL else table
     rows = rows[rows["scale"] == scale] if scale != ALL else rows
-    index = [rows["dataset"], rows["image"]]
-    cells = rows.pivot_table(measure, index=index, columns=["kind", "seed"], aggfunc="mean", dropna=False)
+    rows = rows.assign(picture=rows["dataset"] + "/" + rows["image"])
+    cells = rows.pivot_table(measure, index="picture", columns=["kind", "seed"], aggfunc="mean", dropna=False)
     cells = cells.dropna(axis="columns", how="all")  # seeds that a kind was not trained with
     if cells.isna().any(axis=None):
         raise ValueError(f"{dataset}, scale {scale}: {int(cells.isna().sum().sum())} scores are missing")
@@ -187,19 +191,53 @@ def chart(found: pd.DataFrame, dataset: str = ALL) -> pd.DataFrame:
     )
 
 
+def octave_gains(photos: ImageSet, scale: int = 4, side: int = 240) -> pd.DataFrame:
+    """How much less than `THREE` each kind errs, octave by octave, in the middles of some photographs.
+
+    Args:
+        photos: none of them trained on; `demo` is not.
+        scale: integer factor.
+        side: of the square that is looked at, HR pixels.
+
+    Returns:
+        Rows for `spectral_figures.draw_octave_effects`: part (a kind), octave (0 is the coarsest of
+        `spectra.OCTAVES`), group ("over pictures" or "over seeds"), mean, low, high: decibels by which the error's
+        power is lower, with 95 % intervals.
+    """
+    lr, hr = ablation.middles(photos, scale, side)
+    runs = [(kind, seed) for kind in KINDS for seed in seeds(kind)]
+    found = {}
+    for kind, seed in runs:
+        bands = ablation.band_columns(evaluate.upscale(load(kind, seed)[scale], lr, scale), hr)
+        found[kind, seed] = pd.DataFrame(bands)[[f"error{band}" for band in range(ablation.BANDS)]]
+    rows = []
+    for octave in range(ablation.BANDS):
+        cells = pd.DataFrame({run: -10 * np.log10(table[f"error{octave}"]) for run, table in found.items()})
+        by_training = {kind: cells[kind].mean() for kind in KINDS}
+        for kind in (HEADS, IGCONV, PLUS):
+            intervals = {
+                "over seeds": statistics.contrast_of_trainings(by_training, kind, THREE),
+                "over pictures": statistics.bootstrap_mean(cells[kind].mean(axis=1) - cells[THREE].mean(axis=1)),
+            }
+            rows += [
+                {"part": kind, "octave": octave, "group": group, "mean": i.mean, "low": i.low, "high": i.high}
+                for group, i in intervals.items()
+            ]
+    return pd.DataFrame(rows)
+
+
 def costs() -> pd.DataFrame:
     """What each road to three scales stores and takes to train, counted on the models and read from their cards.
 
     Returns:
         A row per kind: kind, models, parameters (stored, thousands), megabytes (files), training_pflop (10**15 FLOPs,
-        expected over the draws of scales), training_minutes (wall time, two trainings at a time on two cores), and
-        stored, trained: the shares of what `THREE` has.
+        expected over the draws of scales), cpu_minutes (of training, one thread, with a busy machine's ups and downs),
+        and stored, trained, timed: the shares of what `THREE` has.
     """
     rows = []
     for kind in KINDS:
         names = list(dict.fromkeys(members(kind).values()))
         cards = [weights.card(name) for name in names]
-        logs = [pd.read_csv(runtime.repo_data("weights", f"{name}.csv")) for name in names]
         recipes = [dict(sweeps.named("library"))[name.removeprefix(f"{ENCODER}-")] for name in names]
         rows.append(
             {
@@ -208,13 +246,14 @@ def costs() -> pd.DataFrame:
                 "parameters": sum(card.parameters for card in cards) / 1000,
                 "megabytes": sum(card.size for card in cards) / 1e6,
                 "training_pflop": sum(_flops(recipe) for recipe in recipes) / 1e15,
-                "training_minutes": sum(log["seconds"].max() for log in logs) / 60,
+                "cpu_minutes": sum(card.notes["cpu_seconds"] for card in cards) / 60,
             }
         )
     table = pd.DataFrame(rows)
     three = table.set_index("kind").loc[THREE]
     table["stored"] = table["parameters"] / three["parameters"]
     table["trained"] = table["training_pflop"] / three["training_pflop"]
+    table["timed"] = table["cpu_minutes"] / three["cpu_minutes"]
     return table
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlab import library, sweeps
+from srlab import datasets, evaluate, library, sweeps
 from srlab.library import ALL, HEADS, IGCONV, PLUS, THREE
 
 TRUTH = {THREE: 0.0, HEADS: -0.3, IGCONV: 0.02, PLUS: 0.5}
@@ -22,7 +22,7 @@ def simulated(truth=TRUTH, training_noise=0.005, pictures=40, seed=0):
                     luck = rng.normal(0, training_noise)
                     values = difficulty - scale + gain + luck + rng.normal(0, 0.02, pictures)
                     for image, value in enumerate(values):
-                        rows.append((kind, number, dataset, scale, f"{image}", value, 0.9))
+                        rows.append((kind, number, dataset, scale, f"{dataset}{image}", value, 0.9))
     return pd.DataFrame(rows, columns=["kind", "seed", "dataset", "scale", "image", "psnr_y", "ssim_y"])
 
 
@@ -63,7 +63,7 @@ def test_lucky_trainings_are_not_taken_for_a_better_method():
 
 def test_a_missing_score_is_refused():
     table = simulated()
-    hole = (table.kind == PLUS) & (table.image == "3") & (table.dataset == "a") & (table.scale == 2)
+    hole = (table.kind == PLUS) & (table.image == "a3") & (table.dataset == "a") & (table.scale == 2)
     with pytest.raises(ValueError, match="a, scale 2: 2 scores are missing"):
         library.effects(table[~hole])
 
@@ -95,3 +95,35 @@ def test_the_names_are_those_of_the_sweep():
     assert named == runs
     assert library.seeds(HEADS) == [0]
     assert library.seeds(IGCONV) == [0, 1]
+
+
+def test_models_that_are_the_same_gain_nothing_in_any_octave(monkeypatch):
+    one = dict.fromkeys(library.SCALES, evaluate.Bicubic())
+    monkeypatch.setattr(library, "load", lambda kind, seed=0: one)
+    table = library.octave_gains(datasets.load("demo").subset(["coffee", "chelsea"]), 4, side=96)
+    assert (table["mean"] == 0).all()
+    assert set(table["octave"]) == set(range(5))
+    assert set(table["part"]) == {HEADS, IGCONV, PLUS}
+
+
+def test_what_each_road_costs_counted_by_hand():
+    table = library.costs().set_index("kind")
+    channels, blocks = 32, 8
+    encoder = 3 * channels * 9 + channels + (2 * blocks + 1) * (channels * channels * 9 + channels)
+    heads = sum(channels * 3 * scale**2 * 9 + 3 * scale**2 for scale in (2, 3, 4))
+    assert table.loc[THREE, "parameters"] * 1000 == 3 * encoder + heads
+    assert table.loc[HEADS, "parameters"] * 1000 == encoder + heads
+    assert (table.loc[THREE, "stored"], table.loc[THREE, "trained"]) == (1, 1)
+    assert table.loc[HEADS, "trained"] == pytest.approx(1 / 3, abs=0.01)  # heads cost next to nothing
+    assert table.loc[IGCONV, "models"] == 1
+    assert (table["cpu_minutes"] > 1).all()
+
+
+def test_the_shipped_models_serve_their_scales_and_reach_the_level_of_fsrcnn():
+    scores = library.scores()
+    means = library.mean_scores(scores)
+    for scale, floor in {2: 37.0, 3: 33.1, 4: 30.7}.items():  # FSRCNN's level on Set5, dB
+        assert means.loc[THREE, ("set5", scale)] > floor
+    for kind in library.KINDS:
+        for seed in library.seeds(kind):
+            assert all(scale in model.scales for scale, model in library.load(kind, seed).items())
