@@ -147,10 +147,13 @@ def _check_pixels(path: Path) -> None:
 
 
 def models_here() -> dict[str, tuple[int, ...] | None]:
-    """Families of models on this machine -> scales there are weights for; None for one that takes any scale."""
+    """Families of models on this machine -> scales there are weights for; None for one that takes any scale.
+
+    Members of an experiment, called NAME-seedN, are left out: they differ by less than an eye can see.
+    """
     found: dict[str, tuple[int, ...] | None] = {}
     for card in weights.cards():
-        if not card.is_here:
+        if not card.is_here or re.search(r"-seed\d+$", card.name):
             continue
         family = re.sub(r"-x\d+$", "", card.name)
         one_for_all = family == card.name and "igconv" in card.name

@@ -119,7 +119,7 @@ def test_models_of_one_scale_are_one_family_and_refuse_others(monkeypatch):
     def card(name, scales):
         return weights.Card(name, "X", scales, "", 1, "", "", "", "")
 
-    cards = [card("old-x2", (2,)), card("old-x3", (3,)), card(MODEL, (2, 3, 4))]
+    cards = [card("old-x2", (2,)), card("old-x3", (3,)), card("mine-igconv-seed0", (2,)), card(MODEL, (2, 3, 4))]
     monkeypatch.setattr(weights, "cards", lambda: cards)
     assert playground.models_here() == {MODEL: None, "old": (2, 3)}
     assert next(iter(playground.models_here())) == MODEL
