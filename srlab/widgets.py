@@ -106,7 +106,7 @@ def collector_waiting() -> Iterator[None]:
     """Put off Python's garbage collector until a drawing is through.
 
     A full pass over the objects of a notebook takes longer than a drawing, and came in the middle of every eighth one:
-    566 instead of 260 ms of CPU time. Here only what the drawing left behind is looked through, after it is shown.
+    566 instead of 260 ms of CPU time. The collector comes back to it once the drawing is shown.
     """
     waits = gc.isenabled()
     gc.disable()
