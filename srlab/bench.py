@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from srlab import bench_cases, efficiency, machine, runtime
-from srlab.bench_work import Case, Program, Work
+from srlab.bench_work import Case, Companion, Program, Work
 
 MIB = 2**20
 RECORD = "bench"
@@ -138,6 +138,8 @@ def _best(call: Callable[[], object], clock: Clock) -> float:
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:
+    if isinstance(call, Companion):
+        return call.seconds(clock.name)
     start = clock.now()
     call()
     return clock.now() - start
@@ -247,7 +249,11 @@ def middle(values: np.ndarray) -> tuple[float, float, float]:
 
 def peak(call: Callable[[], object], calls: int = 3) -> float:
     """Bytes a call needs at most: on top of what was there, middle of some calls; of a program all that it holds."""
-    return call.peak() if isinstance(call, Program) else max(efficiency.peak_memory(call, "cpu", calls=calls), 0.0)
+    return (
+        call.peak()
+        if isinstance(call, Program | Companion)
+        else max(efficiency.peak_memory(call, "cpu", calls=calls), 0.0)
+    )
 
 
 def slope(grown: Sequence[tuple[int, float]]) -> float:

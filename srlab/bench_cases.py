@@ -171,15 +171,19 @@ CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"step of 4 micro-batches, {name}",
+            f"4 micro-batches, {encoder}, {name}",
             "SPConv heads",
             "crops",
             (1, 4),
-            bench_models.one_for_all(upsampler),
+            bench_models.one_for_all(encoder, name.lower()),
             Goal(ratio=limit),
             rounds=4,
         )
-        for name, upsampler, limit in (("IGConv", "igconv", 1.10), ("IGConv+", "igconv+", 1.30))
+        for encoder, name, limit in (
+            ("edsr-baseline", "IGConv", 1.10),
+            ("edsr-baseline", "IGConv+", 1.30),
+            ("smfanet", "IGConv+", 1.25),
+        )
     ),
     *(
         Case(

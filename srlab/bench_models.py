@@ -6,10 +6,8 @@ Gives functions size -> `Work` for `bench_cases`.
 from __future__ import annotations
 
 import copy
-import ctypes
 import io
 import math
-import platform
 import random
 from collections.abc import Callable
 
@@ -24,14 +22,14 @@ from srlab import (
     datasets,
     efficiency,
     evaluate,
-    igconv,
+    hypernetwork,
     images,
     losses,
     models,
     textbook,
     weights,
 )
-from srlab.bench_work import Floor, Work, chance
+from srlab.bench_work import Companion, Floor, Work, chance
 
 PATCH, BATCH, FFT_WEIGHT = 48, 4, 0.05  # of the released recipes
 
@@ -66,7 +64,7 @@ def layer_matrix(reduction: Callable[[Tensor], Tensor]) -> Callable[[int], Work]
 def hyper_network(scale: int) -> Work:
     """Kernel of IGConv at a scale and its gradient, for 64 channels."""
     torch.manual_seed(0)
-    hyper = igconv.ImplicitKernel(64, 3).train()
+    hyper = hypernetwork.ImplicitKernel(64, 3).train()
     elements, width, hidden = len(hyper.frequency), hyper.frequency.shape[1], len(hyper.layers) - 1
 
     def trained(kernel: Callable[[], Tensor]) -> Callable[[], None]:
@@ -190,25 +188,32 @@ def released_step(
     return step
 
 
-def one_for_all(upsampler: str) -> Callable[[int], Work]:
-    """An optimiser step of four micro-batches, EDSR-baseline: one upsampler for all scales, and heads of their own.
+STEPS = ({2: 2, 3: 1, 4: 1}, {2: 1, 3: 2, 4: 1}, {2: 2, 3: 2}, {2: 2, 4: 2}, {3: 2, 4: 2})
+"""How many of four micro-batches drew each scale, in five steps: 2.4 scales a step, as equal chances give (65 / 27)."""
 
-    Micro-batches of one scale are computed together, so that the kernel of a scale is computed once in a step.
+
+def one_for_all(encoder: str, upsampler: str) -> Callable[[int], Work]:
+    """Five optimiser steps of four micro-batches: one upsampler for all scales, and heads of their own.
+
+    Micro-batches of one scale are computed together, so that the kernel of a scale is computed once in a step. Both
+    sides minimise the same loss.
     """
 
     def make(crops: int) -> Work:
-        drawn = {2: crops, 3: 2 * crops, 4: crops}
-        batches = [
-            (scale, torch.rand(n, 3, PATCH, PATCH), torch.rand(n, 3, PATCH * scale, PATCH * scale))
-            for scale, n in drawn.items()
-        ]
-        steps = [our_step(models.build("edsr-baseline", each).train()) for each in (upsampler, "spconv")]
+        batches = {
+            (scale, n): (scale, torch.rand(n, 3, PATCH, PATCH), torch.rand(n, 3, PATCH * scale, PATCH * scale))
+            for scale in (2, 3, 4)
+            for n in (crops, 2 * crops)
+        }
+        drawn = [[batches[scale, n * crops] for scale, n in step.items()] for step in STEPS]
         with torch.device("meta"):
-            shadow = models.build("edsr-baseline", upsampler).train()
-            calls = [(torch.empty(n, 3, PATCH, PATCH), scale) for scale, n in drawn.items()]
+            shadow = models.build(encoder, upsampler).train()
+            calls = [(torch.empty(n * crops, 3, PATCH, PATCH), scale) for step in STEPS for scale, n in step.items()]
         flops = efficiency.count_flops(lambda: [shadow(*call).sum().backward() for call in calls])
         floor = Floor("convolutions and matrix products, forward and backward", flops=flops)
-        return Work(lambda: steps[0](batches), lambda: steps[1](batches), floor)
+        steps = [our_step(models.build(encoder, each).train()) for each in (upsampler, "spconv")]
+        ours, heads = ((lambda step=step: [step(each) for each in drawn]) for step in steps)
+        return Work(ours, heads, floor)
 
     return make
 
@@ -244,37 +249,43 @@ def crops(scale: int) -> Callable[[int], Work]:
 
 
 def whole_picture(encoder: str) -> Callable[[int], Work]:
-    """A picture at 16 : 9 to x2 by `evaluate.upscale`, and by the model as PyTorch and glibc come."""
+    """A picture at 16 : 9 to x2 by `evaluate.upscale`, and by the model in a process as PyTorch and glibc come."""
 
     def make(pixels: int) -> Work:
-        model = models.build(encoder, "igconv").eval()
-        height = max(12, round(math.sqrt(pixels * 9 / 16)))
-        lr = torch.rand(1, 3, height, max(12, round(pixels / height)), generator=chance(0))
-        plain = copy.deepcopy(model)
-        model.to(memory_format=torch.channels_last)
+        model, lr = _model_and_picture(encoder, pixels)
+        plain = as_it_comes(encoder, pixels)
 
         def ours() -> Tensor:
-            _return_memory_above(1 << 30)
             return evaluate.upscale(model, lr, 2, tile=0)
 
-        @torch.no_grad()
-        def default() -> Tensor:
-            _return_memory_above(32 << 20)
-            return plain(lr, 2)
+        def apart() -> float:
+            return (ours() - plain()).abs().max().item()
 
+        there = f"bench_work.serve(bench_models.as_it_comes({encoder!r}, {pixels}), {torch.get_num_threads()})"
+        other = Companion(f"from srlab import bench_models, bench_work; {there}")
         flops = efficiency.model_flops(model.instantiate(2), 2, tuple(lr.shape[-2:]))
-        apart = (ours() - default()).abs().max().item()
-        return Work(ours, default, Floor("convolutions, kernels stored", flops=flops), lambda: apart)
+        return Work(ours, other, Floor("convolutions, kernels stored", flops=flops), apart)
 
     return make
 
 
-def _return_memory_above(threshold: int) -> None:
-    """Let glibc keep freed blocks up to this size: 32 MiB is where it ends by default, 1 GiB what the lab asks for."""
-    if platform.libc_ver()[0] == "glibc":
-        libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None), -1, -3
-        libc.mallopt(m_mmap_threshold, threshold)
-        libc.mallopt(m_trim_threshold, min(2 * threshold, 2**31 - 1))
+def as_it_comes(encoder: str, pixels: int) -> Callable[[], Tensor]:
+    """The model called as any module of PyTorch, in plain memory order."""
+    model, lr = _model_and_picture(encoder, pixels)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return model(lr, 2)
+
+    return call
+
+
+def _model_and_picture(encoder: str, pixels: int) -> tuple[models.SRModel, Tensor]:
+    """The same numbers in every process."""
+    torch.manual_seed(0)
+    height = max(12, round(math.sqrt(pixels * 9 / 16)))
+    lr = torch.rand(1, 3, height, max(12, round(pixels / height)), generator=chance(0))
+    return models.build(encoder, "igconv").eval(), lr
 
 
 def tiled(pixels: int) -> Work:

@@ -10,10 +10,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from srlab import efficiency
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,68 @@ class Program:
         last_words = "import atexit; atexit.register(lambda: print(open('/proc/self/status').read()))\n"
         said = Program(last_words + self.code)()
         return 1024.0 * int(next(line.split()[1] for line in said.splitlines() if line.startswith("VmHWM:")))
+
+
+class Companion:
+    """Some code in a Python of its own that stays: for what can only be timed where memory is not set up by the lab.
+
+    glibc cannot be told to forget what it holds, so "as PyTorch comes" can only be timed where the lab has set nothing.
+
+    Args:
+        code: ends with a call of `serve`. It is started when first asked, without settings of the allocator.
+    """
+
+    def __init__(self, code: str):
+        self.code = code
+        self._process: subprocess.Popen | None = None
+
+    def __call__(self) -> None:
+        """Do it once."""
+        self._ask("time")
+
+    def seconds(self, clock: str) -> float:
+        """What doing it once takes there, "wall time" or "CPU time"."""
+        wall, cpu = self._ask("time")
+        return wall if clock == "wall time" else cpu
+
+    def peak(self) -> float:
+        """Bytes that doing it once needs at most; NaN where the system does not tell."""
+        return self._ask("peak")[0]
+
+    def _ask(self, what: str) -> list[float]:
+        if self._process is None:
+            self._start()
+        try:
+            print(what, file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except OSError:
+            answer = ""
+        if not answer:
+            raise RuntimeError(f"a program that begins {self.code[:60]!r} has ended; its last words are above")
+        return [float(word) for word in answer.split()]
+
+    def _start(self) -> None:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
+        command = [sys.executable, "-c", self.code]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, env=plain, text=True, **pipes)
+        weakref.finalize(self, _end, self._process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.communicate()  # its input ends, and so does it
+
+
+def serve(call: Callable[[], object], threads: int) -> None:
+    """Answer what a `Companion` asks on standard input, until it ends: seconds of a call (wall, CPU), or bytes."""
+    torch.set_num_threads(threads)
+    for asked in sys.stdin:
+        if asked.strip() == "peak":
+            print(efficiency.peak_memory(call, "cpu"), flush=True)
+            continue
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        print(time.perf_counter() - wall, time.process_time() - cpu, flush=True)
 
 
 def chance(seed: int) -> torch.Generator:

@@ -5,7 +5,8 @@ stores a continuous function instead: asked for scale r, a hyper-network is eval
 laid over one low-resolution pixel, once for every kernel element (input channel and tap), and answers with the RGB
 weight that the SPConv of that scale has there.
 
-* `ImplicitKernel`: the hyper-network. Coordinates of the sub-pixels in, kernel (maps * r * r, C, k, k) out.
+The hyper-network is `hypernetwork.ImplicitKernel`.
+
 * `IGConv`: that kernel as a convolution, then pixel shuffle.
 * `IGSample`: a second such kernel predicts where in the input picture each output pixel looks (after DySample).
 * `IGConvPlus`: the sum of both, with FGRep (kernels averaged over flips and rotations) in each.
@@ -15,164 +16,15 @@ All are upsamplers in the sense of `upsamplers.py`. Behaviour follows the offici
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srlab.hypernetwork import ImplicitKernel
 from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
 
 CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640; 8 rows took 1.2 times as long
 GPU_STRIP = 131_072  # a GPU needs more at once to be busy
-
-
-def grid_centres(scale: int, *, device=None, dtype=torch.float32) -> Tensor:
-    """Centres of `scale` equal cells on [-1, 1]: the sub-pixels of one LR pixel along one axis, (scale,)."""
-    return (2 * torch.arange(scale, device=device, dtype=dtype) + 1) / scale - 1
-
-
-def average_over_flips_and_rotations(kernel: Tensor) -> Tensor:
-    """FGRep: mean of a kernel over the eight flips and rotations of its taps (paper's geometric re-parameterisation).
-
-    Convolution is linear in its kernel, so one convolution with the mean equals the mean of eight, in value and in
-    gradient. Every flip or rotation is a product of a transposition and two mirrorings, hence three halvings.
-
-    Args:
-        kernel: (..., k, k). Colours and sub-pixels are not permuted, only taps.
-
-    Returns:
-        Same shape; for k = 3 each filter keeps three free numbers (centre, edge, corner).
-    """
-    for transform in (lambda k: k.transpose(-1, -2), lambda k: k.flip(-1), lambda k: k.flip(-2)):
-        kernel = (kernel + transform(kernel)) / 2
-    return kernel
-
-
-class ImplicitKernel(nn.Module):
-    """Hyper-network: the kernel of a sub-pixel convolution as a function of the scale.
-
-    For kernel element j (channel c, tap row p, tap column q) and sub-pixel (u, v) at (y, x) in [-1, 1]:
-    theta = fx[j] * x + fy[j] * y + phase(2 / min(scale, max_scale)),
-    features = amplitude[j] * [cos(pi theta), sin(pi theta)],
-    and an MLP shared by all elements maps the features to `maps` values (paper, section on IGConv; official code).
-
-    Args:
-        channels: width C of the features the kernel will read.
-        maps: values per sub-pixel: 3 colours, or 12 sampling maps.
-        kernel_size: odd side k of the taps.
-        implicit_dim: D, number of Fourier features per kernel element; even.
-        hidden_layers: L, hidden layers of the MLP, each as wide as the features.
-        groups: the features are split into this many independent MLPs, every groups-th frequency to the same one.
-        last_bias: whether the last layer has a bias.
-        fgrep: average the kernel over flips and rotations.
-        max_scale: above it the phase is frozen (the grid still gets finer).
-        fourier: False gives the plain coordinate network instead, for comparison: each element has a learnt code, and
-            code, x, y and 2 / scale enter the MLP as they are. The MLP is as wide, and codes are as long as makes the
-            whole store as many numbers (0.4 % fewer at most), so that only the way in differs.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        maps: int,
-        *,
-        kernel_size: int = 3,
-        implicit_dim: int = 256,
-        hidden_layers: int = 4,
-        groups: int = 1,
-        last_bias: bool = True,
-        fgrep: bool = False,
-        max_scale: int = 4,
-        fourier: bool = True,
-    ):
-        super().__init__()
-        if implicit_dim % (2 * groups) or maps % groups:
-            raise ValueError(
-                f"implicit_dim is {implicit_dim} and maps is {maps}: expected multiples of {2 * groups} and {groups}, "
-                f"since half the features are cosines, half sines, shared out over {groups} group(s)"
-            )
-        self.channels, self.maps, self.kernel_size = channels, maps, kernel_size
-        self.groups, self.fgrep, self.max_scale, self.fourier = groups, fgrep, max_scale, fourier
-        elements = channels * kernel_size**2
-        widths = [implicit_dim] * (hidden_layers + 1)
-        # small random numbers, so that before training the kernel hardly depends on the position
-        if fourier:  # (N, D) each; of the frequencies, the first half for x, the second for y
-            self.frequency = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))
-            self.amplitude = nn.Parameter(0.02 * torch.randn(elements, implicit_dim))
-            self.phase = nn.Conv2d(1, implicit_dim // 2, 1)
-        else:
-            numbers = 2 * elements * implicit_dim + (implicit_dim // groups - 2) * implicit_dim  # to be made up
-            code_width = numbers // (elements + implicit_dim // groups) // groups * groups
-            self.code = nn.Parameter(0.02 * torch.randn(elements, code_width))
-            widths[0] = code_width + 3 * groups  # each group also reads x, y and 2 / scale
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1, groups=groups) for a, b in itertools.pairwise(widths))
-        self.layers.append(nn.Conv2d(implicit_dim, maps, 1, groups=groups, bias=last_bias))
-        self._cache: dict[int, tuple[tuple, Tensor]] = {}
-
-    def forward(self, scale: int) -> Tensor:
-        """Kernel of `scale`, (maps * scale**2, C, k, k), map slowest, then sub-pixel row, then column.
-
-        In evaluation without gradients the kernel is kept and given again until a weight has changed.
-        """
-        scale = checked_scale(scale)
-        if self.training or torch.is_grad_enabled():
-            return self._compute(scale)
-        version = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if scale not in self._cache or self._cache[scale][0] != version:
-            self._cache[scale] = (version, self._compute(scale))
-        return self._cache[scale][1]
-
-    def train(self, mode: bool = True) -> ImplicitKernel:
-        self._cache.clear()
-        return super().train(mode)
-
-    def fourier_features(self, scale: int) -> list[Tensor]:
-        """amplitude * [cos(pi theta), sin(pi theta)] at each sub-pixel; per group (N, scale, scale, D / groups)."""
-        centres = grid_centres(scale, device=self.frequency.device, dtype=self.frequency.dtype)
-        along_x, along_y = self.frequency[:, None, None].chunk(2, dim=-1)  # (N, 1, 1, D/2) each
-        phase = self.phase.weight.flatten() * (2 / min(scale, self.max_scale)) + self.phase.bias  # (D/2,)
-        theta = math.pi * (along_x * centres[:, None] + along_y * centres[:, None, None] + phase)  # (N, row, col, D/2)
-        amplitudes = self.amplitude[:, None, None].chunk(self.groups, dim=-1)
-        return [
-            amplitude * torch.cat([theta[..., g :: self.groups].cos(), theta[..., g :: self.groups].sin()], dim=-1)
-            for g, amplitude in enumerate(amplitudes)
-        ]
-
-    def plain_features(self, scale: int) -> list[Tensor]:
-        """[code, x, y, 2 / scale] at each sub-pixel; per group (N, scale, scale, code width / groups + 3)."""
-        centres = grid_centres(scale, device=self.code.device, dtype=self.code.dtype)
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        place = torch.stack([x, y, torch.full_like(x, 2 / min(scale, self.max_scale))], dim=-1)  # (row, col, 3)
-        place = place.expand(len(self.code), -1, -1, -1)
-        codes = self.code[:, None, None].expand(-1, scale, scale, -1).chunk(self.groups, dim=-1)
-        return [torch.cat([code, place], dim=-1) for code in codes]
-
-    def _compute(self, scale: int) -> Tensor:
-        features = self.fourier_features(scale) if self.fourier else self.plain_features(scale)
-        maps = [self._mlp(rows, group) for group, rows in enumerate(features)]
-        kernel = torch.cat(maps, dim=1)  # (C, maps, k * k, scale * scale)
-        k = self.kernel_size
-        kernel = kernel.permute(1, 3, 0, 2).reshape(self.maps * scale**2, self.channels, k, k)
-        return average_over_flips_and_rotations(kernel) if self.fgrep else kernel
-
-    def _mlp(self, features: Tensor, group: int) -> Tensor:
-        """One group's MLP on every row of features: (N, row, col, d) -> (C, maps / groups, k * k, scale * scale).
-
-        Rows go through 1x1 convolutions on a channels_last view: the same product as `F.linear`, but on the faster of
-        PyTorch's two CPU matrix libraries. Groups run one after the other, as plain products, for the same reason.
-        """
-        x = features.reshape(self.channels, self.kernel_size**2, -1, features.shape[-1])
-        x = x.permute(0, 3, 1, 2)  # (C, d, k * k, scale * scale), channels_last in memory: nothing is copied
-        for i, layer in enumerate(self.layers):
-            weight = layer.weight.chunk(self.groups)[group]
-            bias = None if layer.bias is None else layer.bias.chunk(self.groups)[group]
-            x = F.conv2d(F.relu_(x) if i else x, weight, bias)
-        return x
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}, maps={self.maps}, kernel_size={self.kernel_size}, fgrep={self.fgrep}"
 
 
 class IGConv(nn.Module):
@@ -288,7 +140,7 @@ class IGSample(nn.Module):
 
     def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
         maps = F.conv2d(feats, self.kernel(scale), padding=self.hyper.kernel_size // 2)
-        return F.pixel_shuffle(sample_picture(lr, maps, scale), scale)
+        return F.pixel_shuffle(sample_picture(lr, maps.contiguous(), scale), scale)
 
     @torch.no_grad()
     def instantiate(self, scale: int) -> StoredIGSample:

@@ -23,7 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from srlab import datasets, igconv, images, kernels, resize, runtime, spectra, statistics, weights
+from srlab import datasets, hypernetwork, images, kernels, resize, runtime, spectra, statistics, weights
 from srlab.statistics import Interval
 
 LEVEL = 0.1
@@ -297,7 +297,7 @@ def fit_kernel(phases: Tensor, way: Way, sizes: KernelSizes = SIZES, seed: int =
     torch.manual_seed(seed)
     _, channels, k, _, scale, _ = phases.shape
     shape = {"kernel_size": k, "implicit_dim": sizes.implicit_dim, "fourier": way.fourier}
-    hyper = igconv.ImplicitKernel(channels, 3, **shape)
+    hyper = hypernetwork.ImplicitKernel(channels, 3, **shape)
     if way.spread is not None:
         with torch.no_grad():
             hyper.frequency.normal_(std=way.spread)

@@ -64,7 +64,7 @@ def correlation(phases_a: Tensor, phases_b: Tensor) -> float:
 
 
 def kernel(hyper: nn.Module, scale: int) -> Tensor:
-    """Kernel of an `igconv.ImplicitKernel`, not averaged, (maps * scale**2, C, k, k), as the official code makes it.
+    """Kernel of a `hypernetwork.ImplicitKernel`, not averaged, (maps * scale**2, C, k, k), as the official code has it.
 
     Coordinates are repeated for each of the N kernel elements; the features (N, D, scale, scale) go through a chain of
     1x1 convolutions, grouped ones where the network has groups.

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from srlab import alignment, bench, bench_cases, cka, igconv, kernels, losses, runtime, spectra, textbook
-from srlab.bench_work import Case, Floor, Goal, Program, Work
+from srlab import alignment, bench, bench_cases, cka, hypernetwork, igconv, kernels, losses, runtime, spectra, textbook
+from srlab.bench_work import Case, Companion, Floor, Goal, Program, Work
 
 TINY = {"pixels": 1_300, "examples": 300, "pictures": 5, "channels": 3, "scale": 2}
-COSTLY = ("import", "first figure", "CKA of 16", "kernel alignment", "step of 4", "training step", "picture to")
+COSTLY = ("import", "first figure", "CKA of 16", "kernel alignment", "4 micro", "training step", "picture to")
 
 
 def chance(seed=0):
@@ -43,7 +43,7 @@ def test_textbook_similarities_are_those_of_the_lab():
 
 def test_textbook_kernels_are_those_of_the_lab():
     torch.manual_seed(0)
-    hyper = igconv.ImplicitKernel(3, 3, implicit_dim=8)
+    hyper = hypernetwork.ImplicitKernel(3, 3, implicit_dim=8)
     torch.testing.assert_close(textbook.kernel(hyper, 3), hyper(3))
     phases = [kernels.phase_images(torch.randn(3 * r**2, 2, 3, 3, generator=chance(r)), r) for r in (4, 3)]
     assert textbook.correlation(*phases) == pytest.approx(kernels.correlate(*phases).whole, abs=1e-12)
@@ -167,6 +167,22 @@ def test_a_program_that_fails_says_why():
     with pytest.raises(RuntimeError, match="no such thing"):
         Program("raise SystemExit('no such thing')")()
     assert Program("pass").peak() > 1e6 or math.isnan(Program("pass").peak())
+
+
+def test_a_companion_stays_and_is_started_without_settings_of_the_allocator(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    body = "import os; calls = []; from srlab import bench_work\n"
+    body += "def call(): calls.append(1); assert len(calls) < 3 and not any('MALLOC' in name for name in os.environ)\n"
+    companion = Companion(body + "bench_work.serve(call, 1)")
+    assert companion.seconds("wall time") >= 0
+    assert companion.seconds("CPU time") >= 0
+    with pytest.raises(RuntimeError, match="has ended; its last words are above"):
+        companion()
+
+
+def test_a_companion_tells_how_much_memory_a_call_takes():
+    code = "from srlab import bench_work; bench_work.serve(lambda: bytearray(64 << 20), 1)"
+    assert 60 * 2**20 < Companion(code).peak() < 80 * 2**20 or math.isnan(Companion(code).peak())
 
 
 def test_cases_are_found_by_the_beginning_of_their_name():

@@ -212,3 +212,17 @@ def test_encoders_give_what_the_released_code_computes(name):
     encoder = tiny(name)
     lr = torch.rand(2, 3, 17, 24)
     torch.testing.assert_close(encoder(lr), getattr(textbook, name)(encoder, lr), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_the_variance_of_a_channel_and_its_gradient_are_torch_s(mean):
+    torch.manual_seed(0)
+    feats = (mean + torch.randn(2, 3, 5, 7, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(smfanet._variance(feats), feats.var(dim=(2, 3), keepdim=True))
+    assert torch.autograd.gradcheck(smfanet._variance, (feats,))
+    single, exact = feats.float(), feats.float().double()  # rounded once, so that only the arithmetic differs
+    torch.testing.assert_close(
+        smfanet._variance(single).double(), exact.var(dim=(2, 3), keepdim=True), rtol=1e-5, atol=0
+    )
+    half = feats.bfloat16()
+    torch.testing.assert_close(smfanet._variance(half), half.var(dim=(2, 3), keepdim=True), rtol=0, atol=0)

@@ -46,6 +46,7 @@ FLOORS = [
     ("models",),
     ("encoders",),
     ("igconv",),
+    ("hypernetwork",),
     ("upsamplers",),
     ("features", "patterns"),
     ("kernels",),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srlab import igconv
+from srlab import hypernetwork, igconv
 from srlab.upsamplers import ScaleError, SPConv, count_parameters
 
 SCALES = [2, 3, 4, 5, 8]
@@ -137,21 +137,6 @@ def test_igconv_plus_is_the_formula(scale):
     assert_same_with_gradients(module(feats, scale, lr), expected, [feats, lr, *module.parameters()])
 
 
-@pytest.mark.parametrize("scale", [2, 3, 5])
-@pytest.mark.parametrize(("maps", "groups"), [(3, 1), (12, 2)])
-def test_without_fourier_features_code_and_coordinates_enter_the_mlp(scale, maps, groups):
-    hyper = shaken(igconv.ImplicitKernel(2, maps, groups=groups, hidden_layers=1, fourier=False, implicit_dim=8))
-    kernel = hyper(scale).view(maps, scale, scale, 2, 3, 3)
-    first, last = hyper.layers
-    for c, p, q, u, v in itertools.product(range(2), range(3), range(3), range(scale), range(scale)):
-        code = hyper.code[(c * 3 + p) * 3 + q]
-        place = torch.tensor([-1 + (2 * v + 1) / scale, -1 + (2 * u + 1) / scale, 2 / min(scale, 4)])
-        inputs = torch.cat([torch.cat([part, place]) for part in code.chunk(groups)])[None, :, None, None]
-        hidden = F.relu(F.conv2d(inputs, first.weight, first.bias, groups=groups))
-        expected = F.conv2d(hidden, last.weight, last.bias, groups=groups).flatten()
-        torch.testing.assert_close(kernel[:, u, v, c, p, q], expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("channels", [16, 32, 64, 256])
 @pytest.mark.parametrize("make", [igconv.IGConv, igconv.IGSample, igconv.IGConvPlus])
 def test_without_fourier_features_as_many_numbers_are_stored(make, channels):
@@ -183,13 +168,6 @@ def test_fgrep_is_the_mean_of_eight_transformed_outputs():
         outputs.append(torch.rot90(out, -turns, (2, 3)))
     expected = F.pixel_shuffle(sum(outputs) / 8, scale)
     torch.testing.assert_close(module(feats, scale), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_fgrep_leaves_three_numbers_of_nine():
-    kernel = igconv.average_over_flips_and_rotations(torch.randn(6, 5, 3, 3))
-    corners, edges = kernel[..., ::2, ::2].flatten(-2), kernel.flatten(-2)[..., 1::2]
-    torch.testing.assert_close(corners, corners[..., :1].expand_as(corners))
-    torch.testing.assert_close(edges, edges[..., :1].expand_as(edges))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 5])
@@ -232,7 +210,7 @@ def test_an_instantiated_upsampler_gives_the_same_picture(make, scale):
     feats, lr = features_and_picture(h=11, w=7)
     stored = module.instantiate(scale)
     assert stored.scales == (scale,)
-    assert not any(isinstance(part, igconv.ImplicitKernel) for part in stored.modules())
+    assert not any(isinstance(part, hypernetwork.ImplicitKernel) for part in stored.modules())
     expected = module(feats, scale, lr)
     torch.testing.assert_close(stored(feats, scale, lr), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(stored.instantiate(scale)(feats, lr=lr), expected, rtol=1e-6, atol=1e-6)
@@ -324,14 +302,7 @@ def test_above_max_scale_only_the_grid_gets_finer():
     assert not torch.allclose(free[:, 1::3, 1::3], three, atol=1e-2)
 
 
-def test_one_sub_pixel_is_the_middle():
-    torch.testing.assert_close(igconv.grid_centres(1), torch.zeros(1))
-    torch.testing.assert_close(igconv.grid_centres(4), torch.tensor([-0.75, -0.25, 0.25, 0.75]))
-
-
 def test_refusals_say_what_was_expected():
-    with pytest.raises(ValueError, match="multiples of 4 and 2"):
-        igconv.ImplicitKernel(4, 12, implicit_dim=10, groups=2)
     module = igconv.IGConvPlus(4, **SIZES)
     feats, _ = features_and_picture()
     with pytest.raises(ValueError, match="pass it as lr"):
