@@ -26,7 +26,9 @@ from srlab import hsic
 
 _FEWEST = 4  # HSIC_1 divides by n - 3
 _CHUNK = 4096  # examples that origin and unit are taken from; a matrix product takes two such chunks
-_LARGE_CHUNK = 65536  # the same on a GPU, and features per product when a Gram matrix is made
+_LARGE_CHUNK = 65536  # the same on a GPU
+_COLUMNS = 16384  # features per product when a Gram matrix is made
+_EXACT_GRAM = 2**24  # a Gram matrix of so few multiply-adds is made in float64: a millisecond
 _EXACT = 2**28  # the first so many multiply-adds are done in float64, whatever the batches: about 10 ms in all
 _WIDE = 128  # stacked features from which on oneDNN pays
 
@@ -221,14 +223,20 @@ def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]], seen: int) -> l
 
 
 def linear_gram(x: Tensor) -> Tensor:
-    """Dot products of all examples about the mean, (n, p) -> (n, n) float64; p may be millions."""
+    """Dot products of all examples about the mean, (n, p) -> (n, n) float64; p may be millions.
+
+    Large float32 input is multiplied in float32, over so few features at once that their float64 sum loses nothing. The
+    mean need not be exact for that: CKA centres Gram matrices itself, and so forgets what is left of it.
+    """
     _check_rows({"x": x})
+    small = x.dtype == torch.float64 or len(x) * x.numel() <= _EXACT_GRAM
     gram, offset = torch.zeros(len(x), len(x), dtype=torch.float64), 0.0
-    for columns in x.detach().split(_LARGE_CHUNK, dim=1):
-        mean = _double(columns).mean(0)
-        about_mean = _double(columns) - mean
-        gram += (about_mean @ about_mean.T).cpu()
-        offset += float(mean.square().sum())
+    for columns in x.detach().split(_COLUMNS, dim=1):
+        columns = _double(columns) if small else columns.float()
+        mean = columns.mean(0)
+        about_mean = columns - mean
+        gram += _double(about_mean @ about_mean.T).cpu()
+        offset += float(_double(mean).square().sum())
     if not gram.isfinite().all():
         _check_finite({"x": x})
     _check_varies("x", float(gram.diagonal().mean()), offset)
@@ -241,7 +249,8 @@ def rbf_gram(x: Tensor, bandwidth: float = 1.0) -> Tensor:
     s is `bandwidth` times the median distance (Kornblith et al. use 0.2, 0.4 and 0.8); as in their notebook the
     median is taken over the whole matrix, diagonal included.
     """
-    gram = linear_gram(x)
+    _check_rows({"x": x})
+    gram = linear_gram(_double(x))  # distances of near examples are small differences of large numbers
     squared = (gram.diagonal()[:, None] + gram.diagonal() - 2 * gram).clamp(min=0)
     median = float(np.median(squared.numpy()))
     if median <= 0:
@@ -350,7 +359,7 @@ def procrustes(x: Tensor, y: Tensor) -> float:
 def _coordinates(x: Tensor, keep: float = 1.0) -> Tensor:
     """Centred examples along their principal axes, largest first, (n, rank) float64; from n x n where n < p."""
     if x.shape[0] < x.shape[1]:
-        values, vectors = torch.linalg.eigh(linear_gram(x))
+        values, vectors = torch.linalg.eigh(linear_gram(_double(x)))
         coordinates = vectors * values.clamp(min=0).sqrt()
     else:
         _check_finite({"x": x})
