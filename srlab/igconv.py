@@ -238,18 +238,70 @@ class IGConvPlus(WithSkip):
             IGSample(channels, hidden_layers=hidden_layers // 2, **shared),
         )
 
+    def bank(self, scale: int) -> Tensor:
+        """Filters of both parts, (15 * scale**2, C, k, k): 3 * scale**2 are IGConv's, the others IGSample's."""
+        return torch.cat([self.main.kernel(scale), self.skip.kernel(scale)])
+
+    def forward(self, feats: Tensor, scale: int, lr: Tensor | None = None) -> Tensor:
+        """`main(feats, scale) + skip(feats, scale, lr)`, by one convolution."""
+        return paint_and_sample(feats, self.bank(scale), scale, lr)
+
     @torch.no_grad()
     def instantiate(self, scale: int) -> StoredIGConvPlus:
         """One stored filter bank that does the same at `scale`: 15 * scale**2 * C * k**2 parameters, no bias."""
-        bank = torch.cat([self.main.kernel(scale), self.skip.kernel(scale)])
-        return StoredIGConvPlus(bank, scale).train(self.training)
+        return StoredIGConvPlus(self.bank(scale), scale).train(self.training)
+
+
+def paint_and_sample(feats: Tensor, bank: Tensor, scale: int, lr: Tensor | None) -> Tensor:
+    """What a filter bank of IGConv+ makes of features: pixels painted, and pixels read from the picture, added.
+
+    Works in strips of rows. For a whole picture 15 maps per HR pixel would be held in memory, several times over; here
+    those of one strip are, beside the picture itself.
+
+    Args:
+        feats: (B, C, h, w).
+        bank: (15 * scale**2, C, k, k), see `IGConvPlus.bank`.
+        scale: the scale the bank is for.
+        lr: the picture that is read, (B, 3, h, w).
+
+    Returns:
+        (B, 3, h * scale, w * scale).
+
+    Raises:
+        ValueError: no `lr`.
+    """
+    if lr is None:
+        raise ValueError("IGConv+ samples the input picture: pass it as lr (B, 3, h, w)")
+    batch, _, h, w = lr.shape
+    pixels = CPU_STRIP if lr.device.type == "cpu" else GPU_STRIP
+    rows = max(1, pixels // (batch * w))
+    if rows >= h:
+        return _strip(feats, bank, scale, lr, 0, h)
+    sr = lr.new_empty(batch, RGB, h * scale, w * scale)
+    for first in range(0, h, rows):
+        last = min(first + rows, h)
+        sr[:, :, first * scale : last * scale] = _strip(feats, bank, scale, lr, first, last)
+    return sr
+
+
+def _strip(feats: Tensor, bank: Tensor, scale: int, lr: Tensor, first: int, last: int) -> Tensor:
+    """Rows `first` to `last` of the LR pixels, painted and sampled: (B, 3, (last - first) * scale, w * scale)."""
+    h, reach = feats.shape[-2], bank.shape[-1] // 2
+    if last - first == h:
+        maps = F.conv2d(feats, bank, padding=reach)
+    else:
+        above, below = max(0, first - reach), min(h, last + reach)
+        rows = feats[:, :, above:below]
+        if below - above < last - first + 2 * reach:  # the strip touches the picture's border: rows of zeros
+            rows = F.pad(rows, (0, 0, above - first + reach, last + reach - below))
+        maps = F.conv2d(rows, bank, padding=(0, reach))
+    maps = maps.contiguous()  # rows of one map side by side
+    painted, places = maps.split([RGB * scale**2, 4 * RGB * scale**2], dim=1)
+    return F.pixel_shuffle(painted + sample_picture(lr, places, scale, first), scale)
 
 
 class StoredIGConvPlus(nn.Module):
-    """IGConv+ for one scale: both kernels in one filter bank, applied to strips of rows.
-
-    Values and gradients are those of `IGConvPlus`. For a whole picture 15 maps per HR pixel would be held in memory,
-    several times over; here those of one strip are, beside the picture itself.
+    """IGConv+ for one scale: the filters of both parts as one stored weight. Values are those of `IGConvPlus`.
 
     Args:
         weight: filter bank (15 * scale**2, C, k, k): IGConv's 3 * scale**2 filters, then IGSample's 12 * scale**2.
@@ -269,27 +321,7 @@ class StoredIGConvPlus(nn.Module):
 
     def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
         checked_scale(self.scale if scale is None else scale, self.scales)
-        if lr is None:
-            raise ValueError("IGConv+ samples the input picture: pass it as lr (B, 3, h, w)")
-        batch, _, h, w = lr.shape
-        pixels = CPU_STRIP if lr.device.type == "cpu" else GPU_STRIP
-        strip = max(1, pixels // (batch * w))  # rows
-        sr = lr.new_empty(batch, RGB, h * self.scale, w * self.scale)
-        for first in range(0, h, strip):
-            maps = self._convolve(feats, first, min(first + strip, h))
-            main, sampling = maps.split([RGB * self.scale**2, 4 * RGB * self.scale**2], dim=1)
-            rows = main + sample_picture(lr, sampling, self.scale, first)
-            sr[:, :, first * self.scale : (first + strip) * self.scale] = F.pixel_shuffle(rows, self.scale)
-        return sr
-
-    def _convolve(self, feats: Tensor, first: int, last: int) -> Tensor:
-        """Rows `first` to `last` of the convolution with the bank, (B, 15 * scale**2, last - first, w)."""
-        reach = self.weight.shape[-1] // 2
-        above, below = max(0, first - reach), min(feats.shape[-2], last + reach)
-        rows = feats[:, :, above:below]
-        if below - above < last - first + 2 * reach:  # the strip touches the picture's border: rows of zeros
-            rows = F.pad(rows, (0, 0, above - first + reach, last + reach - below))
-        return F.conv2d(rows, self.weight, padding=(0, reach)).contiguous()  # rows of one map side by side
+        return paint_and_sample(feats, self.weight, self.scale, lr)
 
     def instantiate(self, scale: int) -> StoredIGConvPlus:
         checked_scale(scale, self.scales)
