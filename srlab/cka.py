@@ -27,7 +27,7 @@ from srlab import hsic
 _FEWEST = 4  # HSIC_1 divides by n - 3
 _CHUNK = 4096  # examples that origin and unit are taken from; a matrix product takes two such chunks
 _LARGE_CHUNK = 65536  # the same on a GPU
-_COLUMNS = 16384  # features per product when a Gram matrix is made
+_COLUMNS = 32768  # features per product when a Gram matrix is made
 _EXACT_GRAM = 2**24  # a Gram matrix of so few multiply-adds is made in float64: a millisecond
 _EXACT = 2**28  # the first so many multiply-adds are done in float64, whatever the batches: about 10 ms in all
 _WIDE = 128  # stacked features from which on oneDNN pays
@@ -222,23 +222,32 @@ def _sums(sides: Sequence[_Side], batch: Sequence[list[Tensor]], seen: int) -> l
     return total
 
 
-def linear_gram(x: Tensor) -> Tensor:
+def linear_gram(x: Tensor | Sequence[Tensor]) -> Tensor:
     """Dot products of all examples about the mean, (n, p) -> (n, n) float64; p may be millions.
 
     Large float32 input is multiplied in float32, over so few features at once that their float64 sum loses nothing. The
     mean need not be exact for that: CKA centres Gram matrices itself, and so forgets what is left of it.
+
+    Args:
+        x: (n, p), or its rows in parts (m, p) of one dtype: they are put together for a few features at a time.
     """
-    _check_rows({"x": x})
-    small = x.dtype == torch.float64 or len(x) * x.numel() <= _EXACT_GRAM
-    gram, offset = torch.zeros(len(x), len(x), dtype=torch.float64), 0.0
-    for columns in x.detach().split(_COLUMNS, dim=1):
+    parts = [x] if isinstance(x, Tensor) else list(x)
+    for part in parts:
+        _check_rows({"x": part}, fewest=1)
+    _check_enough(n := sum(map(len, parts)))
+    size, dtype = parts[0].shape[1], parts[0].dtype
+    small = dtype == torch.float64 or n * n * size <= _EXACT_GRAM
+    gram, offset = torch.zeros(n, n, dtype=torch.float64), 0.0
+    for start in range(0, size, _COLUMNS):
+        columns = torch.cat([part.detach()[:, start : start + _COLUMNS] for part in parts])
         columns = _double(columns) if small else columns.float()
         mean = columns.mean(0)
         about_mean = columns - mean
         gram += _double(about_mean @ about_mean.T).cpu()
         offset += float(_double(mean).square().sum())
     if not gram.isfinite().all():
-        _check_finite({"x": x})
+        for part in parts:
+            _check_finite({"x": part})
     _check_varies("x", float(gram.diagonal().mean()), offset)
     return gram
 

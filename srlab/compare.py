@@ -384,7 +384,7 @@ def picture_grams(
                     f"layer {layer!r} gives {sorted(shapes)[:3]} (examples, features), expected one row of one length "
                     f"for every picture: pictures of different sizes (`crop_alike`)?"
                 )
-            grams[name][layer] = cka.linear_gram(torch.cat(parts))
+            grams[name][layer] = cka.linear_gram(parts)
             parts.clear()
     return grams
 
