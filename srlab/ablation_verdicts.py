@@ -76,25 +76,25 @@ def effects(table: pd.DataFrame, measures_: Sequence[str] | None = None) -> pd.D
         seeds_low, seeds_high (95 %, over trainings), verdict.
     """
     table = measures(table)
-    rows = []
-    for part, variant in PARTS.items():
-        for measure in measures_ or ["psnr_y", *(f"snr{band}" for band in range(BANDS))]:
-            for scale in (None, *sorted(table.scale.unique())):
-                found = statistics.mean_over_seeds(differences(table, variant, measure, scale), n_resamples=1999)
-                rows.append(
-                    {
-                        "part": part,
-                        "measure": measure,
-                        "scale": "all" if scale is None else f"x{scale}",
-                        "gain": found.over_seeds.mean,
-                        "pictures_low": found.over_pictures.low,
-                        "pictures_high": found.over_pictures.high,
-                        "seeds_low": found.over_seeds.low,
-                        "seeds_high": found.over_seeds.high,
-                        "verdict": found.verdict(),
-                    }
-                )
-    return pd.DataFrame(rows)
+    scales = (None, *sorted(table.scale.unique()))
+    names = measures_ or ["psnr_y", *(f"snr{band}" for band in range(BANDS))]
+    return pd.DataFrame([effect(table, *asked) for asked in itertools.product(PARTS, names, scales)])
+
+
+def effect(table: pd.DataFrame, part: str, measure: str, scale: int | None = None) -> dict[str, object]:
+    """One row of `effects`, of a table after `measures`: one part, by one measure, at one scale or over all of them."""
+    found = statistics.mean_over_seeds(differences(table, PARTS[part], measure, scale), n_resamples=1999)
+    return {
+        "part": part,
+        "measure": measure,
+        "scale": "all" if scale is None else f"x{scale}",
+        "gain": found.over_seeds.mean,
+        "pictures_low": found.over_pictures.low,
+        "pictures_high": found.over_pictures.high,
+        "seeds_low": found.over_seeds.low,
+        "seeds_high": found.over_seeds.high,
+        "verdict": found.verdict(),
+    }
 
 
 def verdicts(found: pd.DataFrame) -> Iterator[str]:

@@ -356,8 +356,8 @@ def _fgrep() -> Evidence:
 
 
 def _part(part: str, measure: str, what: str) -> Evidence:
-    table = ablation_verdicts.effects(ablation.recorded_scores(), [measure])
-    row = table[(table["part"] == part) & (table["scale"] == "all")].iloc[0]
+    table = ablation_verdicts.measures(ablation.recorded_scores())
+    row = ablation_verdicts.effect(table, part, measure)
     low, high = min(row["pictures_low"], row["seeds_low"]), max(row["pictures_high"], row["seeds_high"])
     return Evidence(
         ours=f"{what} {row['gain']:+.3f} dB [{low:+.3f}, {high:+.3f}] with it, against equal training without",

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from lightning_fabric import Fabric
 from torch import Tensor
 
 PORT = 29400  # where the processes of several machines meet; torchrun's own default
@@ -38,6 +37,8 @@ class Team:
     """
 
     def __init__(self, accelerator: str = "auto", precision: str = "32-true"):
+        from lightning_fabric import Fabric  # takes a second or two to load, and only a training needs it
+
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         many = {"strategy": "ddp", "devices": here, "num_nodes": self.size // here} if self.size > 1 else {"devices": 1}
