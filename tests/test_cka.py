@@ -447,3 +447,19 @@ def test_features_that_leave_no_question_are_refused():
         cka.cka_from_grams(GOOD, GOOD)
     with pytest.raises(ValueError, match=r"\(4, 4\) and \(5, 5\)"):
         cka.cka_from_grams(torch.eye(4), torch.eye(5))
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
+def test_large_gram_matrices_of_float32_keep_six_digits(mean):
+    """Against the plain float64 form, rows at once and in parts; n * n * p is beyond what is made in float64 anyway."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 40_000, generator=generator)
+    y = (x + torch.randn(48, 40_000, generator=generator) + mean).float()
+    exact = [rows.double() - rows.double().mean(0) for rows in (x, y)]
+    grams = [rows @ rows.T for rows in exact]
+    found = [cka.linear_gram(x), cka.linear_gram(y.split(5))]
+    for one, other in zip(found, grams, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+    for debiased in (False, True):
+        expected = float(cka.cka_from_grams(*grams, debiased))
+        assert float(cka.cka_from_grams(*found, debiased)) == pytest.approx(expected, abs=1e-6)
