@@ -27,7 +27,7 @@ from srlab import hsic
 _FEWEST = 4  # HSIC_1 divides by n - 3
 _CHUNK = 4096  # examples that origin and unit are taken from; a matrix product takes two such chunks
 _LARGE_CHUNK = 65536  # the same on a GPU
-_COLUMNS = 32768  # features per product when a Gram matrix is made
+_COLUMNS = 65536  # features per product when a Gram matrix is made
 _EXACT_GRAM = 2**24  # a Gram matrix of so few multiply-adds is made in float64: a millisecond
 _EXACT = 2**28  # the first so many multiply-adds are done in float64, whatever the batches: about 10 ms in all
 _WIDE = 128  # stacked features from which on oneDNN pays
@@ -243,8 +243,8 @@ def linear_gram(x: Tensor | Sequence[Tensor]) -> Tensor:
         columns = torch.cat([part.detach()[:, start : start + _COLUMNS] for part in parts])
         columns = _double(columns) if small else columns.float()
         mean = columns.mean(0)
-        about_mean = columns - mean
-        gram += _double(about_mean @ about_mean.T).cpu()
+        columns -= mean  # of the copy that `cat` has made
+        gram += _double(columns @ columns.T).cpu()
         offset += float(_double(mean).square().sum())
     if not gram.isfinite().all():
         for part in parts:

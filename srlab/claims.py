@@ -313,7 +313,9 @@ def _better() -> Evidence:
 
 def _one_for_all(kind: str, holds: Callable[[pd.Series], bool], fails: Callable[[pd.Series], bool]) -> Evidence:
     """One model of a kind against three, judged scale by scale."""
-    found = library.effects(library.scores(), datasets=[library.ALL]).set_index(["kind", "against", "scale"])
+    questions = [(kind, library.THREE), (library.HEADS, library.THREE), (kind, library.HEADS)]
+    found = library.effects(library.scores(), datasets=[library.ALL], questions=questions)
+    found = found.set_index(["kind", "against", "scale"])
     rows = found.loc[kind, library.THREE]
     overall, scales = rows.loc[library.ALL], rows.drop(index=library.ALL)
     fits = [scale for scale, row in scales.iterrows() if holds(row)]

@@ -90,13 +90,19 @@ def mean_scores(table: pd.DataFrame, measure: str = "psnr_y") -> pd.DataFrame:
     return cells.loc[[name for name in ("bicubic", *KINDS) if name in cells.index]]
 
 
-def effects(table: pd.DataFrame, measure: str = "psnr_y", datasets: Sequence[str] = ()) -> pd.DataFrame:
-    """How much better one kind is than another, for each of `QUESTIONS`, set and scale.
+def effects(
+    table: pd.DataFrame,
+    measure: str = "psnr_y",
+    datasets: Sequence[str] = (),
+    questions: Sequence[tuple[str, str]] = QUESTIONS,
+) -> pd.DataFrame:
+    """How much better one kind is than another, for each question, set and scale.
 
     Args:
         table: as `scores` gives.
         measure: "psnr_y" (dB) or "ssim_y".
         datasets: sets, or `ALL`; default each, and all together.
+        questions: (kind, the one it is held against).
 
     Returns:
         Columns kind, against, dataset (a set, or "all": every picture counts once), scale ("x2", ..., or "all": mean
@@ -108,12 +114,13 @@ def effects(table: pd.DataFrame, measure: str = "psnr_y", datasets: Sequence[str
         ValueError: a kind lacks scores of a picture that another kind has.
     """
     table = table[table["kind"].isin(KINDS)]
+    table.attrs = {}  # pandas copies the record's provenance with every selection below: half of the time
     rows = []
     for dataset in datasets or (*table["dataset"].unique(), ALL):
         for scale in (*sorted(table["scale"].unique()), ALL):
             cells = _cells(table, measure, dataset, scale)
             by_training = {kind: cells[kind].mean() for kind in cells.columns.unique("kind")}
-            rows += [_effect(cells, by_training, dataset, scale, *question) for question in QUESTIONS]
+            rows += [_effect(cells, by_training, dataset, scale, *question) for question in questions]
     return pd.DataFrame(rows)
 
 
