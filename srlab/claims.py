@@ -52,8 +52,11 @@ class Evidence:
     low: float = float("nan")
     high: float = float("nan")
     unit: str = ""
+    """words that follow the number"""
     control: str = ""
     """what the number has to be held against"""
+    also: str = ""
+    """more of that, for readers who have the time"""
     rests_on: str = ""
     """records, models and data"""
 
@@ -75,8 +78,8 @@ def scorecard() -> pd.DataFrame:
     """Every claim judged from the recorded results.
 
     Returns:
-        A row per claim: claim, statement, source, published, ours, value, low, high, unit, control, verdict, rests_on,
-        notebook.
+        A row per claim: claim, statement, source, published, ours, value, low, high (ends of an interval or, where
+        several encoders are counted, of a range), unit, control, also, verdict, rests_on, notebook.
 
     Raises:
         RecordError: a record is missing or of other weights, pictures or settings than this project now has.
@@ -87,7 +90,7 @@ def scorecard() -> pd.DataFrame:
         found = asdict(claim.judge())
         row = about | {"published": claim.printed()} | found | {"notebook": claim.notebook}
         rows.append(row)
-    columns = ["claim", "statement", "source", "published", "ours", "value", "low", "high", "unit", "control"]
+    columns = ["claim", "statement", "source", "published", "ours", "value", "low", "high", "unit", "control", "also"]
     return pd.DataFrame(rows)[[*columns, "verdict", "rests_on", "notebook"]]
 
 
@@ -98,17 +101,19 @@ def lines(table: pd.DataFrame) -> Iterator[str]:
         yield f"    the paper ({row.source}): {row.statement}" + (f" [{row.published}]" if row.published else "")
         yield f"    here: {row.ours}"
         if row.control:
-            yield f"    beside: {row.control}"
+            yield f"    beside: {row.control}" + (f"; {row.also}" if row.also else "")
         yield f"    rests on {row.rests_on or 'nothing yet'}; shown in notebook {row.notebook[:2]}"
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The scorecard as a table for README: claim, the paper, here, beside, verdict."""
+    """The scorecard as a table for README, short: what the paper says, our number, its control, the verdict."""
     head = "| the paper says | here | to be held against | verdict | notebook |\n|---|---|---|---|---|\n"
-    cells = [
-        (row.statement, row.ours, row.control, f"**{row.verdict}**", f"[{row.notebook[:2]}](notebooks/{row.notebook})")
-        for row in table.itertuples()
-    ]
+    cells = []
+    for row in table.itertuples():
+        form = "+.3f" if row.unit.startswith("dB") else ".2f"
+        number = f"{row.value:{form}} [{row.low:{form}}, {row.high:{form}}] {row.unit}"
+        shown_in = f"[{row.notebook[:2]}](notebooks/{row.notebook})"
+        cells.append((row.statement, number, row.control, f"**{row.verdict}**", shown_in))
     return head + "".join("| " + " | ".join(row) + " |\n" for row in cells)
 
 
@@ -171,10 +176,10 @@ def _similar_encoders() -> Evidence:
         value=apart["estimate"].mean(),
         low=apart["low"].min(),
         high=apart["high"].max(),
-        unit="CKA",
+        unit="CKA at the upsampler's input",
         control=f"floor {_span(apart['floor'])} (the picture itself, or an untrained encoder), ceiling "
-        f"{_span(known['ceiling'])}, other pictures {_span(apart['null'])}; small models of known kinship: "
-        f"{ancestry.control_of_encoders()}",
+        f"{_span(known['ceiling'])} (one scale trained twice), other pictures {_span(apart['null'])}",
+        also=f"small models of known kinship: {ancestry.control_of_encoders()}",
         rests_on="cka_scales, cka_weights, ancestry: SMFANet, SMFANet+, BSRN on Urban100 crops; EDSR-nano",
     )
 
@@ -190,9 +195,9 @@ def _correlated_kernels() -> Evidence:
         value=aligned["value"].mean(),
         low=aligned["low"].min(),
         high=aligned["high"].max(),
-        unit="correlation",
-        control=f"nulls at most {nulls.max():.2f}, ceiling (one scale, other data) {_span(ceilings.dropna())}; small "
-        f"models of known kinship: {ancestry.control_of_kernels()}",
+        unit="correlation after aligning channels",
+        control=f"nulls at most {nulls.max():.2f}, ceiling {_span(ceilings.dropna())} (one scale, other data)",
+        also=f"small models of known kinship: {ancestry.control_of_kernels()}",
         rests_on="kernels_scales, ancestry: SMFANet, BSRN on B100; EDSR-nano",
     )
 
@@ -208,7 +213,7 @@ def _one_kernel() -> Evidence:
         value=shares.mean(),
         low=shares.min(),
         high=shares.max(),
-        unit="share of the ceiling",
+        unit="of the ceiling",
         control=f"ceiling {_span(ceilings.dropna())}: one scale, trained on DIV2K and on DF2K",
         rests_on="kernels_scales: SMFANet on B100",
     )
@@ -244,7 +249,7 @@ def _training() -> Evidence:
         value=table["ratio"].median(),
         low=table["ratio"].min(),
         high=table["ratio"].max(),
-        unit="FLOPs, one / three",
+        unit="of three trainings' FLOPs, by encoder",
         control="1/3 if upsamplers cost nothing; says nothing of quality at equal steps, which is a claim of its own",
         rests_on="training_flops: counted on the models",
     )
@@ -264,7 +269,7 @@ def _storage() -> Evidence:
         value=savings.median(),
         low=savings.min(),
         high=savings.max(),
-        unit="times",
+        unit="times fewer parameters, by encoder",
         control="the hyper-network alone holds 512 numbers for each kernel element",
         rests_on="stored_parameters: counted on the models; equal to the paper's counts where it gives them",
     )
@@ -288,7 +293,7 @@ def _ratio(ours: str, other: str, limit: float, control: str) -> Evidence:
         value=row["ratio"],
         low=row["low"],
         high=row["high"],
-        unit=f"time / time of {other}",
+        unit=f"of {other}'s time",
         control=control,
         rests_on="bench: 64 channels, 640x360 to 1280x720, on a CPU",
     )
@@ -328,7 +333,7 @@ def _one_for_all(kind: str, holds: Callable[[pd.Series], bool], fails: Callable[
         value=overall["gain"],
         low=overall["low"],
         high=overall["high"],
-        unit="dB",
+        unit="dB against three models",
         control=f"one encoder with a plain SPConv per scale: {_gain(heads)} against three models; {kind} is "
         f"{_gain(beside)} against it",
         rests_on="benchmarks: EDSR-tiny trained here on BSDS400, two seeds, on Set5, Set14, B100, Urban100",
@@ -341,23 +346,23 @@ def _gain(row: pd.Series) -> str:
 
 def _frequency_loss() -> Evidence:
     """A cure for a bias has to help most where the bias is: the highest octave is held against the lowest."""
-    high = _part("FFT loss", "snr4", "signal-to-noise in the highest octave")
-    low = _part("FFT loss", "snr0", "in the lowest octave")
+    high = _part("FFT loss", "snr4", "signal-to-noise in the highest octave", "dB in the highest octave")
+    low = _part("FFT loss", "snr0", "in the lowest octave", "dB in the lowest octave")
     verdict = high.verdict
     if verdict == HOLDS and low.low > high.high:
         verdict = f"{ONLY}the error as a whole: low frequencies gain more than high ones"
     lowest = f"in the lowest octave {low.value:+.2f} dB [{low.low:+.2f}, {low.high:+.2f}]"
-    return Evidence(**{**asdict(high), "ours": f"{high.ours}; {lowest}", "verdict": verdict})
+    return Evidence(**{**asdict(high), "control": f"{lowest}; {high.control}", "verdict": verdict})
 
 
 def _fgrep() -> Evidence:
-    found = _part("FGRep", "psnr_y", "PSNR")
+    found = _part("FGRep", "psnr_y", "PSNR", "dB of PSNR with it")
     stored = "no parameter and no operation more once instantiated"
     verdict = FAILS if found.verdict == FAILS else HOLDS
     return Evidence(**{**asdict(found), "ours": f"{stored}; {found.ours}", "verdict": verdict})
 
 
-def _part(part: str, measure: str, what: str) -> Evidence:
+def _part(part: str, measure: str, what: str, unit: str) -> Evidence:
     table = ablation_verdicts.measures(ablation.recorded_scores())
     row = ablation_verdicts.effect(table, part, measure)
     low, high = min(row["pictures_low"], row["seeds_low"]), max(row["pictures_high"], row["seeds_high"])
@@ -367,8 +372,8 @@ def _part(part: str, measure: str, what: str) -> Evidence:
         value=row["gain"],
         low=low,
         high=high,
-        unit="dB",
-        control="same seeds, crops and steps without the part; interval over pictures and over seeds, the wider end",
+        unit=unit,
+        control="equal trainings without it; interval over pictures or over seeds, the wider one",
         rests_on="ablation: EDSR-nano with IGConv+ on BSDS500",
     )
 
@@ -387,8 +392,8 @@ def _unseen() -> Evidence:
         value=means.mean(),
         low=min(d.interval.low for d in new.values()),
         high=max(d.interval.high for d in new.values()),
-        unit="dB",
-        control="the trained x4, resized bicubically to the scale asked for",
+        unit="dB against the detour",
+        control="the detour: the trained x4, resized bicubically to the scale asked for",
         rests_on="unseen_scales: bundled EDSR-tiny with IGConv on B100",
     )
 

@@ -42,8 +42,8 @@ def compose(
     Args:
         outcomes: how the notebooks ended, in their order.
         figures: records of saved figures: name, caption, notebook and provenance.
-        scorecard: CSV with a row per claim (claim, statement, source, published, ours, low, high, control, verdict,
-            notebook; columns that are absent stay empty); None if there is none.
+        scorecard: CSV with a row per claim (claim, statement, source, published, ours, low, high, control, also,
+            verdict, notebook; columns that are absent stay empty); None if there is none.
         results: folder the page will lie in; the CSV files of the figures are looked up there.
     """
     known = {outcome.notebook: outcome for outcome in outcomes}
@@ -112,7 +112,7 @@ def _claim(claim: Mapping[str, str], look: tuple[str, str], known: Mapping[str, 
         "Claim": f"{_text(statement)}<br><small>{source}</small>",
         "The paper": _text(claim.get("published", "")) or "–",
         "Here": _text(claim.get("ours", "")) or "–",
-        "Control": _text(claim.get("control", "")) or "–",
+        "Control": _text("; ".join(filter(None, (claim.get("control"), claim.get("also"))))) or "–",
         "Verdict": f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {verdict}</span>',
     }
     row = "".join(f'<td data-name="{name}"><div>{cell}</div></td>' for name, cell in cells.items())
