@@ -296,9 +296,13 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def above_nulls(table: pd.DataFrame, measure: str, condition: str) -> str:
     """How many pairs of a condition lie above every null, "18 of 18"; of kernels also with a small enough p."""
+    return "{} of {}".format(*_above_nulls(table, measure, condition))
+
+
+def _above_nulls(table: pd.DataFrame, measure: str, condition: str) -> tuple[int, int]:
     rows = table[(table.measure == measure) & (table.condition == condition)]
     above = (rows.value > rows.null) & ~(rows.p > kernel_study.SIGNIFICANT)
-    return f"{above.sum()} of {len(rows)}"
+    return int(above.sum()), len(rows)
 
 
 def verdicts(table: pd.DataFrame, measures: Sequence[str] = MEASURES) -> Iterator[str]:
@@ -323,6 +327,11 @@ def control_of_kernels() -> str:
     table = recorded_ancestry()
     stored, aligned = (KERNELS[basis, "varying"] for basis in BASES)
     return f"{_beside(table, stored, (NOTHING, SEED))}; {_beside(table, aligned, (NOTHING, SEED, ONE_SCALE))}"
+
+
+def kernels_that_share_nothing() -> tuple[int, int]:
+    """Of how many pairs of kernels as stored, of models that share nothing, lie above every null; and of how many."""
+    return _above_nulls(recorded_ancestry(), KERNELS["same channel", "varying"], NOTHING)
 
 
 def _beside(table: pd.DataFrame, measure: str, conditions: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ def table():
 
 
 def test_every_claim_has_a_verdict_a_source_and_a_notebook(table):
-    verdicts = (claims.HOLDS, claims.FAILS, claims.NOISE, claims.OPEN)
+    verdicts = (claims.HOLDS, claims.FAILS, claims.NOISE, claims.OPEN, claims.ONLY)
     for row in table.itertuples():
-        assert row.verdict in verdicts or row.verdict.startswith(claims.ONLY), row.claim
+        assert row.verdict.startswith(verdicts), row.claim
         assert row.statement.endswith(".")
         assert row.source
         assert row.ours
@@ -60,6 +60,19 @@ def test_lines_and_table_hold_every_claim(table):
     text = "\n".join(claims.lines(table))
     assert all(row.statement in text and row.verdict.upper() in text for row in table.itertuples())
     assert claims.as_markdown(table).count("\n") == len(table) + 2
+
+
+def test_the_short_table_tells_an_interval_from_a_range(table):
+    rows = {line.split(" | ")[0]: line.split(" | ")[1] for line in claims.as_markdown(table).splitlines()[2:]}
+    for row in table.itertuples():
+        ends = "(" if row.spread else "["
+        assert ends in rows[f"| {row.statement}"], row.claim
+
+
+def test_kernels_as_stored_decide_whether_the_correlation_holds_without_aligning(monkeypatch):
+    for stored, verdict in (((18, 18), claims.HOLDS), ((0, 18), claims.ONLY + "kernels whose channels are aligned")):
+        monkeypatch.setattr(claims.ancestry, "kernels_that_share_nothing", lambda stored=stored: stored)
+        assert claims._correlated_kernels().verdict == verdict
 
 
 def test_update_needs_its_marks(table, tmp_path, monkeypatch):
