@@ -36,7 +36,10 @@ _CELLS_AT_ONCE = 4_000_000  # resampled values held in memory together: 32 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and the interval it lies in; `mean` is the estimate itself, in the unit of the scores."""
+    """A number and the interval it lies in; `mean` is the estimate itself, in the unit of the scores.
+
+    Ends that are not known are NaN: such an interval excludes nothing and is printed as "0.28 (no interval)".
+    """
 
     low: float
     high: float
@@ -47,14 +50,22 @@ class Interval:
 
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside."""
-        return not self.low <= value <= self.high
+        return self.low > value or self.high < value
 
     def __str__(self) -> str:
-        return f"{self:z.{_digits(self)}f}"  # z: a difference of -0.001 is printed as 0.00, not as -0.00
+        digits = _digits(self) if self._is_known else 2
+        return f"{self:z.{digits}f}"  # z: a difference of -0.001 is printed as 0.00, not as -0.00
 
     def __format__(self, spec: str) -> str:
         """`f"{interval:.4f}"` writes the mean and both ends so; without a format, as many digits as mean something."""
-        return " ".join((f"{self.mean:{spec}}", f"[{self.low:{spec}}, {self.high:{spec}}]")) if spec else str(self)
+        if not spec:
+            return str(self)
+        ends = f"[{self.low:{spec}}, {self.high:{spec}}]" if self._is_known else "(no interval)"
+        return f"{self.mean:{spec}} {ends}"
+
+    @property
+    def _is_known(self) -> bool:
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
 
 @dataclass(frozen=True)

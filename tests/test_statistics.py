@@ -1,5 +1,6 @@
 """Statistics: coverage on simulated data, bad input, words; and what the published tables say when added up."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_plain_bca_on_5_pictures_would_not():
         found = stats.bootstrap((data,), np.mean, axis=1, n_resamples=499, batch=100, rng=np.random.default_rng(1))
     held = (found.confidence_interval.low <= 0) & (found.confidence_interval.high >= 0)
     assert held.mean() < 0.88
+
+
+def test_an_interval_that_is_not_known_excludes_nothing_and_says_so():
+    unknown = statistics.Interval(math.nan, math.nan, 0.284, 3)
+    assert not unknown.excludes(0)
+    assert (str(unknown), f"{unknown}", f"{unknown:+.3f}") == (
+        "0.28 (no interval)",
+        "0.28 (no interval)",
+        "+0.284 (no interval)",
+    )
+    known = statistics.Interval(0.1, 0.3, 0.2, 3)
+    assert [value for value in (0.05, 0.1, 0.2, 0.3, 0.35) if known.excludes(value)] == [0.05, 0.35]
 
 
 def test_bca_leans_to_the_long_tail_and_agrees_with_theory_for_many_values():
