@@ -32,7 +32,7 @@ def pairs_of_scales(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     Returns:
         Columns series, a, b; estimate, low, high; floor, which, above, above_low, above_high; ceiling, below,
         below_low, below_high (NaN without a ceiling); twins; null; to_floor, to_ceiling: "above", "at" or "below", by
-        whether the interval of the difference holds 0.
+        whether the interval of the difference holds 0, or "" where there is no interval (of few pictures) or control.
     """
     lines = []
     for series, group in rows[rows["where"] == where].groupby("series", sort=False):
@@ -56,7 +56,7 @@ def pairs_of_scales(rows: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _side(low: float, high: float) -> str:
-    return _ABOVE if low > 0 else _BELOW if high < 0 else _AT
+    return _ABOVE if low > 0 else _BELOW if high < 0 else _AT if low <= 0 <= high else ""  # NaN: not known
 
 
 def summary_table(rows: pd.DataFrame, where: str = INPUT) -> pd.DataFrame:
@@ -67,7 +67,8 @@ def summary_table(rows: pd.DataFrame, where: str = INPUT) -> pd.DataFrame:
     """
     lines = []
     for pair in pairs_of_scales(rows, where).itertuples():
-        ceiling = pair.to_ceiling != ""
+        ceiling = pd.notna(pair.ceiling)
+        sides = {"floor": pair.to_floor} | ({"ceiling": pair.to_ceiling} if ceiling else {})
         lines.append(
             {
                 "series": pair.series,
@@ -79,7 +80,7 @@ def summary_table(rows: pd.DataFrame, where: str = INPUT) -> pd.DataFrame:
                 "below it by": f"{pair.below:+.3f} [{pair.below_low:+.3f}, {pair.below_high:+.3f}]" if ceiling else "",
                 "two untrained": f"{pair.twins:.3f}",
                 "other pictures": f"{pair.null:.3f}",
-                "verdict": f"{pair.to_floor} the floor" + (f", {pair.to_ceiling} the ceiling" if ceiling else ""),
+                "verdict": ", ".join(f"{side or 'no interval to'} the {control}" for control, side in sides.items()),
             }
         )
     return pd.DataFrame(lines)
@@ -93,7 +94,8 @@ def control_bars(rows: pd.DataFrame, where: str, a: str, b: str) -> pd.DataFrame
         a, b: the two scales, such as "x2" and "x4".
 
     Returns:
-        Columns name (series), group (what), mean, low, high. The ceiling is the mean of those of both scales.
+        Columns name (series), group (what), mean, low, high. The ceiling is the mean of those of both scales. Of a mean
+        of several comparisons low and high are the means of their ends: no narrower than an interval of the mean.
     """
     lines = []
     for series, group in rows[rows["where"] == where].groupby("series", sort=False):
@@ -121,7 +123,7 @@ def form_bars(rows: pd.DataFrame, controls: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         Columns where (`INPUT`, `BLOCKS`), name (series), control, form, group (of both), mean, low, high: means over
-        the pairs of scales, for "untrained" over the scales.
+        the pairs of scales, for "untrained" over the scales; low and high are means of their ends, see `control_bars`.
     """
     chosen = rows[rows["control"].isin(controls) & rows["where"].isin((INPUT, BLOCKS))]
     means = chosen.groupby(["where", "control", "series"], sort=False).mean(numeric_only=True)
@@ -166,7 +168,7 @@ def conclusions(record: Recorded) -> pd.DataFrame:
     """What the study says about the paper's first finding: place, statement, here, verdict.
 
     Counts are over the pairs of scales of all series, debiased, pixels as examples; a pair counts when the interval of
-    its difference to the control excludes 0 (for the ceiling: does not).
+    its difference to the control excludes 0 (for the ceiling: does not). Pairs without that interval are left out.
     """
     tables = {
         INPUT: pairs_of_scales(of(record.rows, *MAIN), INPUT),
@@ -175,10 +177,10 @@ def conclusions(record: Recorded) -> pd.DataFrame:
     }
     lines = []
     for place, table in tables.items():
-        known = table[table["to_ceiling"] != ""]
+        beside_floor, beside_ceiling = (table[table[side] != ""] for side in ("to_floor", "to_ceiling"))
         counts = {
-            "more alike than the floor": (table["to_floor"] == _ABOVE, table["floor"]),
-            "as alike as two trainings at one scale": (known["to_ceiling"] != _BELOW, known["ceiling"]),
+            "more alike than the floor": (beside_floor["to_floor"] == _ABOVE, table["floor"]),
+            "as alike as two trainings at one scale": (beside_ceiling["to_ceiling"] != _BELOW, table["ceiling"]),
             "more alike than two untrained networks": (table["estimate"] > table["twins"], table["twins"]),
         }
         for statement, (true, beside) in counts.items():

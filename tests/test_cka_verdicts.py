@@ -1,5 +1,7 @@
 """CKA verdicts: words follow from intervals, whatever the numbers are."""
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -34,6 +36,7 @@ def table(scales, above, below=None, twins=0.9, where=INPUT, series="net"):
         ((0.1, 0.2), (-0.01, 0.02), "above the floor, at the ceiling"),
         ((-0.1, 0.2), (-0.02, -0.01), "at the floor, above the ceiling"),
         ((-0.2, -0.1), None, "below the floor"),
+        ((0.0, 0.2), (-0.2, 0.0), "at the floor, at the ceiling"),
     ],
 )
 def test_verdicts_follow_from_intervals(above, below, words):
@@ -43,6 +46,19 @@ def test_verdicts_follow_from_intervals(above, below, words):
     assert line["CKA [95 %]"] == "0.800 [0.790, 0.810]"
     assert line["floor"] == f"{0.8 - sum(above) / 2:.3f} (picture)"
     assert line["ceiling"] == (f"{0.8 + sum(below) / 2:.3f}" if below else "none published")
+
+
+def without_intervals(rows):
+    """The same rows from so few pictures that no interval is known."""
+    return rows.assign(low=math.nan, high=math.nan)
+
+
+def test_without_an_interval_nothing_is_above_at_or_below():
+    rows = without_intervals(table(0.8, (0.1, 0.2), (0.01, 0.02)))
+    assert cka_verdicts.pairs_of_scales(rows, INPUT)[["to_floor", "to_ceiling"]].to_numpy().tolist() == [["", ""]]
+    line = cka_verdicts.summary_table(rows).iloc[0]
+    assert line["verdict"] == "no interval to the floor, no interval to the ceiling"
+    assert line["ceiling"] == "0.815"
 
 
 def test_bars_take_the_highest_floor_and_the_mean_ceiling():
@@ -101,6 +117,16 @@ def test_conclusions_count_pairs_of_all_series():
     found = cka_verdicts.conclusions(cka_study.Recorded(pd.concat(parts), pd.DataFrame(), weights))
     assert found["verdict"].tolist() == ["holds for 1 of 2", "does not hold", "holds"] * 3 + ["does not hold"]
     assert found["here"].iloc[-1] == "one B, two A"
+
+
+def test_pairs_without_an_interval_are_not_counted():
+    parts = []
+    for key, where in ((cka_verdicts.MAIN, INPUT), (cka_verdicts.MAIN, BLOCKS), (cka_verdicts.TAKEN_OUT, INPUT)):
+        rows = [table(0.8, (0.1, 0.2), (0.01, 0.02), 0.7, where, series) for series in ("one", "two")]
+        parts += [part.assign(data=key[0], reduction=key[1]) for part in (rows[0], without_intervals(rows[1]))]
+    weights = pd.DataFrame({"series": ["one", "two"], "kind": ["C", "C"]})
+    found = cka_verdicts.conclusions(cka_study.Recorded(pd.concat(parts), pd.DataFrame(), weights))
+    assert found["verdict"].tolist() == ["holds", "does not hold", "holds"] * 3 + ["holds"]
 
 
 def test_nothing_is_judged_without_cases():
