@@ -35,6 +35,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from srlab import datasets, evaluate, images, losses, models, runtime, transfer, weights
+from srlab.imagesets import ImageSet
 from srlab.recipes import RECIPES, Recipe, field_docs
 from srlab.runlog import Curves, Table
 from srlab.team import Team, TeamError
@@ -93,7 +94,8 @@ def fit(
         should_stop: asked after each step, for a pause button; True ends the call as Ctrl-C does.
 
     Raises:
-        TrainingError: the folder holds another recipe's run, or loss or gradient are no longer finite.
+        TrainingError: the folder holds another recipe's run, or loss or gradient are no longer finite, or a picture of
+            the validation cannot be scored at all scales; the last is found out before the first step.
         TeamError: another process of the team was ended.
     """
     folder = Path(folder or f"runs/{recipe.model_name}-seed{recipe.seed}")
@@ -106,6 +108,8 @@ def fit(
                     disable=not run.team.leads)  # fmt: skip
     with progress, contextlib.closing(run), _finish_step_on_interrupt() as interrupted:
         asked = False
+        if run.validation_is_due():  # the last call was ended between the checkpoint and the validation of a step
+            run.validate()
         while run.step < stop and not asked:
             run.take_step(store)
             progress.update()
@@ -114,10 +118,11 @@ def fit(
                 progress.set_postfix(loss=f"{row['loss']:.4f}")
                 if on_log and run.team.leads:
                     on_log(row, run.model)
-            if recipe.validation and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
-                run.validate()
-            if run.step % recipe.save_every == 0 and run.step < stop:
+            due = run.validation_is_due()
+            if due or (run.step % recipe.save_every == 0 and run.step < stop):
                 run.save()
+            if due:  # after the checkpoint: no step is lost to a validation that fails
+                run.validate()
             asked = run.team.any(interrupted() or (should_stop is not None and should_stop()))
         run.save()
         model = run.finish(store)
@@ -156,6 +161,8 @@ class _Run:
         rows = state.get("validation", [])
         self.validation = Table((files and recipe.validation and files / "validation.csv") or None, VALIDATION, rows)
         self.curves = Curves(files and files / "tensorboard", self.step)
+        needed = recipe.validation and files and (self.step < recipe.steps or self.validation_is_due())
+        self.pictures = self._pictures_to_validate_on() if needed else None
 
     def take_step(self, store: datasets.CropStore) -> None:
         """One optimiser step: several micro-batches, each with a scale of its own."""
@@ -226,11 +233,33 @@ class _Run:
         self.curves.add("training", row)
         return self.log.add(row)
 
+    def _pictures_to_validate_on(self) -> ImageSet:
+        """Open the set, and see that its smallest picture can be scored at each scale."""
+        pictures = datasets.load(self.recipe.validation)
+        smallest = min(range(len(pictures)), key=lambda index: min(pictures.size(index)))
+        name = pictures.names[smallest]
+        for scale in self.recipe.scales:
+            try:
+                evaluate.benchmark(self.model, pictures.subset([name]), scale, progress=False)
+            except ValueError as error:
+                raise TrainingError(
+                    f"{self.recipe.validation}: the picture {name} cannot be scored at x{scale} ({error}): leave it "
+                    f"out of the validation, or this scale out of the recipe"
+                ) from error
+        return pictures
+
+    def validation_is_due(self) -> bool:
+        """Whether this step has a validation that is still to be done."""
+        step, recipe = self.step, self.recipe
+        if not (recipe.validation and step and (step % recipe.validate_every == 0 or step == recipe.steps)):
+            return False
+        return all(row["step"] != step for row in self.validation.rows)
+
     def validate(self) -> None:
         """Score the weights that would be saved now, in the protocol of the benchmarks; keep the best ones."""
         if not self.team.leads:
             return
-        pictures = datasets.load(self.recipe.validation)
+        pictures = self.pictures
         model = self.scored_model()
         for scale in self.recipe.scales:
             table = evaluate.benchmark(model, pictures, scale, progress=False)

@@ -227,6 +227,40 @@ def test_validation_changes_nothing_and_survives_a_pause(recipe, undisturbed, he
     assert all(torch.equal(one[name], value) for name, value in two.items())
 
 
+def test_pictures_that_cannot_be_validated_on_are_found_before_the_first_step(recipe, tmp_path):
+    steps = []
+    watched = dataclasses.replace(recipe, validation="no/such/folder", validate_every=10)
+    with pytest.raises(FileNotFoundError, match="no/such/folder"):
+        train.fit(watched, tmp_path / "absent", accelerator="cpu", on_log=lambda row, model: steps.append(row))
+    images.save_image(tmp_path / "small" / "large.png", torch.rand(3, 40, 40))
+    images.save_image(tmp_path / "small" / "tiny.png", torch.rand(3, 40, 16))
+    watched = dataclasses.replace(watched, validation=str(tmp_path / "small"))
+    with pytest.raises(TrainingError, match=r"small: the picture tiny cannot be scored at x3 \(SSIM needs 11 x 11"):
+        train.fit(watched, tmp_path / "run", accelerator="cpu", on_log=lambda row, model: steps.append(row))
+    assert not steps
+
+
+def test_a_validation_that_fails_loses_no_step_and_is_done_by_the_next_call(recipe, held_out, tmp_path, monkeypatch):
+    watched = dataclasses.replace(recipe, validation=str(held_out), validate_every=4)
+    train.fit(watched, tmp_path / "whole", accelerator="cpu")
+
+    def broken(run):
+        raise OSError("the disk with the pictures is gone")
+
+    for step in (4, 8, 10):  # of every validation, also the last
+        with monkeypatch.context() as patch:
+            patch.setattr(train._Run, "validate", broken)
+            with pytest.raises(OSError, match="gone"):
+                train.fit(watched, tmp_path / "parts", accelerator="cpu")
+        assert weights.load_tensors(tmp_path / "parts" / "last.ckpt")["step"] == step
+        train.fit(watched, tmp_path / "parts", accelerator="cpu", stop_after=1)
+    assert_same_state(tmp_path / "parts", tmp_path / "whole")
+    one, two = (tmp_path / name for name in ("parts", "whole"))
+    assert (one / "validation.csv").read_text() == (two / "validation.csv").read_text()
+    one, two = (weights.load_checkpoint(folder / "model.safetensors") for folder in (one, two))
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+
+
 def test_a_button_stops_as_ctrl_c_does(recipe, undisturbed, tmp_path):
     asked = iter([False, False, True])
     assert train.fit(recipe, tmp_path, should_stop=lambda: next(asked), accelerator="cpu").step == 3
