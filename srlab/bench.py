@@ -265,16 +265,23 @@ def slope(grown: Sequence[tuple[int, float]]) -> float:
 
 
 def met(case: Case, row: dict[str, object]) -> str:
-    """Whether the goals of a case are met: "yes", "no", "within noise" for a ratio whose interval holds it, or ""."""
+    """Whether the goals of a case are met, in words.
+
+    "no" if one is broken; "not measured" if none is, but one asks for memory, which not every system tells; "within
+    noise" for a ratio above its goal whose interval holds the goal; else "yes", or "" where nothing is asked for.
+    """
     goal = case.goal
     limits = {"memory_ratio": goal.memory_ratio, "seconds": goal.seconds, "memory_mib": goal.memory_mib}
-    broken = [name for name, limit in limits.items() if limit is not None and not row[name] <= limit]
+    asked = {name: limit for name, limit in limits.items() if limit is not None}
+    broken = [name for name, limit in asked.items() if row[name] > limit]  # NaN is not
     if goal.beyond is not None and row["seconds"] - row["other_seconds"] > goal.beyond:
         broken.append("beyond")
     if goal.ratio is not None and row["low"] > goal.ratio:
         broken.append("ratio")
     if broken:
         return "no"
+    if any(math.isnan(row[name]) for name in asked):
+        return "not measured"
     if goal.ratio is not None and row["ratio"] > goal.ratio:
         return "within noise"
     return "yes" if str(goal) else ""

@@ -1,7 +1,9 @@
 """Bench cases room: what `srlab bench` times. Each case is one thing the lab does and another way to do the same.
 
 The other way is a package where one is well known (Pillow, scikit-image, scikit-learn, PyTorch as it comes), else the
-form of `textbook`. A case makes its `Work` for a size; both ways are asked for the same answer before either is timed.
+form of `textbook`. A case makes its `Work` for a size. Where both ways compute one answer, it is compared before either
+is timed. It is not for programs, which answer nothing; for CKA of 16 x 16 layers, beside the forward passes alone; for
+upsamplers and micro-batches, beside models with weights of their own; for training crops, which both draw at random.
 """
 
 from __future__ import annotations

@@ -8,11 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from srlab import alignment, bench, bench_cases, cka, hypernetwork, igconv, kernels, losses, runtime, spectra, textbook
+from srlab import (
+    alignment,
+    bench,
+    bench_cases,
+    bench_models,
+    cka,
+    hypernetwork,
+    igconv,
+    kernels,
+    losses,
+    runtime,
+    spectra,
+    textbook,
+    upsamplers,
+)
 from srlab.bench_work import Case, Companion, Floor, Goal, Program, Work
 
 TINY = {"pixels": 1_300, "examples": 300, "pictures": 5, "channels": 3, "scale": 2}
 COSTLY = ("import", "first figure", "CKA of 16", "kernel alignment", "4 micro", "training step", "picture to")
+NO_COMMON_ANSWER = ("srlab --help", "instantiated", "training crops")  # a program; other weights; other random crops
 
 
 def chance(seed=0):
@@ -22,16 +37,42 @@ def chance(seed=0):
 # textbook forms and ours, two roads to one number
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in bench_cases.CASES if not c.name.startswith(COSTLY)], ids=lambda case: case.name
-)
-def test_both_ways_of_a_case_give_the_same(case):
+QUICK = [case for case in bench_cases.CASES if not case.name.startswith(COSTLY)]
+
+
+def measured_once(case):
     size = TINY.get(case.unit, 1)
     small = dataclasses.replace(case, sizes=(size,), compared_at=None, rounds=1)
     row = bench.measure(small, bench.cpu_clock(), bench.Rates(1e10, 1e11))
-    assert not row["apart"] > case.within
     assert row["size"] == row["compared_at"] == size
     assert math.isnan(row["slope"])
+    return row
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in QUICK if not case.name.startswith(NO_COMMON_ANSWER)], ids=lambda case: case.name
+)
+def test_both_ways_of_a_case_give_the_same(case):
+    assert measured_once(case)["apart"] <= case.within < math.inf
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in QUICK if case.name.startswith(NO_COMMON_ANSWER)], ids=lambda case: case.name
+)
+def test_a_case_without_a_common_answer_is_measured_and_says_that_nothing_was_compared(case):
+    assert math.isnan(measured_once(case)["apart"])
+
+
+def test_an_instantiated_igconv_is_timed_beside_a_convolution_that_gives_the_same_with_its_kernel():
+    """The case itself takes an `SPConv` with weights of its own, so `measure` has nothing to compare."""
+    torch.manual_seed(0)
+    module, plain = igconv.IGConv(64).eval(), upsamplers.SPConv(64, 2)
+    with torch.no_grad():
+        plain.weight.copy_(module.kernel(2))
+        plain.bias.zero_()
+    work = bench_models.upsampling(lambda: module.instantiate(2), lambda: plain)(TINY["pixels"])
+    assert work.ours().std() > 1e-4
+    torch.testing.assert_close(work.ours(), work.other())
 
 
 def test_textbook_similarities_are_those_of_the_lab():
@@ -155,6 +196,21 @@ def row_of(**values):
 def test_goals_are_judged_with_their_interval(goal, expected):
     case = Case("a", "b", "pixels", (1,), None, goal)
     assert bench.met(case, row_of()) == expected
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (Goal(ratio=0.55, memory_ratio=0.9), "not measured"),
+        (Goal(ratio=0.45, memory_mib=10), "not measured"),
+        (Goal(ratio=0.35, memory_mib=10), "no"),
+        (Goal(ratio=0.55), "yes"),
+        (Goal(ratio=0.45), "within noise"),
+    ],
+)
+def test_a_goal_for_memory_is_not_missed_where_memory_cannot_be_measured(goal, expected):
+    case = Case("a", "b", "pixels", (1,), None, goal)
+    assert bench.met(case, row_of(memory_mib=math.nan, memory_ratio=math.nan)) == expected
 
 
 def test_unequal_answers_are_not_timed():
