@@ -96,7 +96,7 @@ def errors_shown_in(output: ipywidgets.Output, words: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        show_page(output, _error_html(error, words))
+        show_page(output, _error_html(error, f"No figure for {words}."))
         if "PYTEST_CURRENT_TEST" in os.environ:
             raise
 
@@ -145,11 +145,11 @@ def figure_page(fig: Figure, words: str) -> str:
     return f'<img style="max-width:100%" alt="{html.escape(alt)}" src="{_data_url(buffer)}">'
 
 
-def _error_html(error: Exception, words: str) -> str:
+def _error_html(error: BaseException, words: str) -> str:
     trace = "".join(traceback.format_exception(error)[-3:])
     return (
         f'<div class="srlab-error" role="alert" style="border-left:4px solid #b00020;padding:.2em .8em">'
-        f"<strong>No figure for {html.escape(words)}.</strong> {html.escape(f'{type(error).__name__}: {error}')}"
+        f"<strong>{html.escape(words)}</strong> {html.escape(f'{type(error).__name__}: {error}')}"
         f"<details><summary>where it happened</summary><pre>{html.escape(trace)}</pre></details></div>"
     )
 
@@ -250,7 +250,8 @@ class Pausable:
         live._show = lambda fig: show_page(self._picture, figure_page(fig, "the training so far"))
         self.button = ipywidgets.Button(description="pause")
         self.button.on_click(lambda _: self.pause() if self.running else self.go_on())
-        self.widget = ipywidgets.VBox([self.button, self._picture])
+        self._trouble = ipywidgets.Output()
+        self.widget = ipywidgets.VBox([self.button, self._trouble, self._picture])
         self.go_on()
 
     @property
@@ -267,6 +268,7 @@ class Pausable:
         if self.running:
             return
         self._stop.clear()
+        self._error, self._trouble.outputs = None, ()
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run,), daemon=True)
         self.button.description = "pause"
         self._thread.start()
@@ -289,12 +291,16 @@ class Pausable:
 
     def _run(self) -> None:
         try:
-            self._outcome = self._work(self._live, self._stop.is_set)
-        except BaseException as error:  # it is the waiting cell's error
+            try:
+                self._outcome = self._work(self._live, self._stop.is_set)
+            finally:
+                if self._live.rows:
+                    self._live._show(self._live.figure())
+        except BaseException as error:  # it is the waiting cell's error, and shown here for who does not wait
             self._error = error
-        if self._live.rows:
-            self._live._show(self._live.figure())
-        self.button.description = "go on" if self._stop.is_set() else "done"
+            show_page(self._trouble, _error_html(error, "The training failed."))
+        ended = "failed" if self._error else "done"
+        self.button.description = "go on" if self._stop.is_set() else ended
         self.button.disabled = not self._stop.is_set()
 
     def _ipython_display_(self) -> None:

@@ -245,6 +245,50 @@ def test_an_error_in_a_pausable_training_is_the_waiting_cells_error():
         widgets.Pausable(work, widgets.LivePlot()).result()
 
 
+def test_a_failed_training_says_so_below_its_button_and_keeps_its_curve():
+    def work(on_log, should_stop):
+        on_log(row(1))
+        raise ValueError("no <pictures>")
+
+    training = widgets.Pausable(work, widgets.LivePlot(lambda log, earlier: draw_level(0.5)))
+    training._thread.join()
+    assert (training.button.description, training.button.disabled) == ("failed", True)
+    _, trouble, picture = training.widget.children
+    assert "The training failed.</strong> ValueError: no &lt;pictures&gt;" in trouble.outputs[0]["data"]["text/html"]
+    assert "<img" in picture.outputs[0]["data"]["text/html"]
+
+
+def test_an_error_is_forgotten_once_the_training_went_on():
+    starts = []
+
+    def work(on_log, should_stop):
+        starts.append(1)
+        while len(starts) == 1 and not should_stop():
+            pass
+        if len(starts) == 1:
+            raise OSError("disk full")
+        return "trained"
+
+    training = widgets.Pausable(work, widgets.LivePlot())
+    training.pause()
+    assert training.button.description == "go on"
+    assert "disk full" in training._trouble.outputs[0]["data"]["text/html"]
+    training.button.click()
+    assert training.result() == "trained"
+    assert training.button.description == "done"
+    assert not training._trouble.outputs
+
+
+def test_a_curve_that_cannot_be_drawn_is_an_error_of_the_training():
+    def draw(log, earlier):
+        raise ValueError("nothing to draw")
+
+    training = widgets.Pausable(lambda on_log, should_stop: on_log(row(1)), widgets.LivePlot(draw))
+    with pytest.raises(ValueError, match="nothing to draw"):
+        training.result()
+    assert training.button.description == "failed"
+
+
 def test_an_empty_live_plot_says_what_is_missing():
     with pytest.raises(ValueError, match="on_log"):
         widgets.LivePlot().figure()
