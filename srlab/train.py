@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from srlab import datasets, evaluate, images, losses, models, runtime, transfer, weights
+from srlab import datasets, evaluate, images, losses, models, runtime, statistics, transfer, weights
 from srlab.imagesets import ImageSet
 from srlab.recipes import RECIPES, Recipe, field_docs
 from srlab.runlog import Curves, Table
@@ -63,7 +63,8 @@ class Result:
     step: int
     """Steps done; less than `recipe.steps` when the run was interrupted."""
     validation: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Rows of validation.csv: step, weights (ema or raw), dataset, images, scale, psnr_y, ssim_y."""
+    """Rows of validation.csv: step, weights (ema or raw), dataset, images, scale, psnr_y, ssim_y. PSNR is the mean over
+    pictures that are not exact (theirs is infinite), and None where all are."""
 
 
 class TrainingError(RuntimeError):
@@ -263,7 +264,8 @@ class _Run:
         model = self.scored_model()
         for scale in self.recipe.scales:
             table = evaluate.benchmark(model, pictures, scale, progress=False)
-            means = {name: float(table[name].mean()) for name in ("psnr_y", "ssim_y")}
+            finite, _ = statistics.split_infinite(table["psnr_y"])
+            means = {"psnr_y": float(finite.mean()) if len(finite) else None, "ssim_y": float(table["ssim_y"].mean())}
             about = {"step": self.step, "weights": self.weights, "dataset": pictures.name, "images": len(pictures)}
             self.curves.add(f"validation x{scale}", self.validation.add({**about, "scale": scale, **means}))
         self.model.train()
@@ -271,11 +273,15 @@ class _Run:
             weights.save(model, self.folder / "best.safetensors", self.card(self.recipe.data))
 
     def best(self) -> dict[str, Any] | None:
-        """Step and mean PSNR over scales of the best validation so far."""
+        """Step and mean PSNR over scales of the best validation so far; None for one that is infinite."""
         means: dict[int, float] = {}
         for row in self.validation.rows:
-            means[row["step"]] = means.get(row["step"], 0.0) + row["psnr_y"] / len(self.recipe.scales)
-        return {"step": max(means, key=means.get), "psnr_y": max(means.values())} if means else None
+            psnr = math.inf if row["psnr_y"] is None else row["psnr_y"]
+            means[row["step"]] = means.get(row["step"], 0.0) + psnr / len(self.recipe.scales)
+        if not means:
+            return None
+        step = max(means, key=means.get)
+        return {"step": step, "psnr_y": means[step] if math.isfinite(means[step]) else None}  # for JSON
 
     def save(self) -> None:
         """Write last.ckpt."""

@@ -261,6 +261,28 @@ def test_a_validation_that_fails_loses_no_step_and_is_done_by_the_next_call(reci
     assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
+def test_pictures_restored_exactly_have_no_psnr_and_end_no_run(recipe, tmp_path, monkeypatch):
+    for name, grey in (("black", torch.zeros(3, 48, 48)), ("other", torch.rand(3, 48, 48))):
+        images.save_image(tmp_path / "both" / f"{name}.png", grey)
+    images.save_image(tmp_path / "black" / "black.png", torch.zeros(3, 48, 48))
+    upscale = evaluate.upscale
+
+    def exact_in_the_dark(model, lr, scale, *options):
+        return upscale(model, lr, scale, *options) if lr.any() else torch.zeros(3, *(scale * n for n in lr.shape[1:]))
+
+    monkeypatch.setattr(evaluate, "upscale", exact_in_the_dark)
+    short = dataclasses.replace(recipe, steps=2, validate_every=1)
+    for name, expected in (("both", True), ("black", False)):
+        watched = dataclasses.replace(short, validation=str(tmp_path / name))
+        train.fit(watched, tmp_path / f"run-{name}", accelerator="cpu", stop_after=1)
+        result = train.fit(watched, tmp_path / f"run-{name}", accelerator="cpu")
+        assert [row["psnr_y"] is not None for row in result.validation] == [expected] * 4
+        best = weights._card_of_file(tmp_path / f"run-{name}" / "best.safetensors").notes["best_validation"]
+        means = pd.DataFrame(result.validation).groupby("step")["psnr_y"].mean()
+        assert best == ({"step": means.idxmax(), "psnr_y": pytest.approx(means.max())} if expected
+                        else {"step": 1, "psnr_y": None})  # fmt: skip
+
+
 def test_a_button_stops_as_ctrl_c_does(recipe, undisturbed, tmp_path):
     asked = iter([False, False, True])
     assert train.fit(recipe, tmp_path, should_stop=lambda: next(asked), accelerator="cpu").step == 3
