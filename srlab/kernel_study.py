@@ -376,8 +376,8 @@ def _counted(rows: pd.DataFrame) -> str:
 def chart(table: pd.DataFrame, part: str = "varying") -> pd.DataFrame:
     """What `figures.draw_intervals` draws of the pairs of scales: name, group, mean, low, high.
 
-    Same-channel numbers have no interval: no pictures are behind them. Nulls are drawn as the point below which 95 %
-    of their draws lie, ceilings as the mean of both scales' ceilings.
+    Same-channel numbers have no interval: no pictures are behind them. Each of the two has a null of its own, drawn as
+    the point below which 95 % of its draws lie; ceilings are the mean of both scales' ceilings.
     """
     lines = []
     rows = table[(table.control == SCALES_APART) & (table.part == part)]
@@ -385,15 +385,16 @@ def chart(table: pd.DataFrame, part: str = "varying") -> pd.DataFrame:
         name = f"{row.a} ({row.provenance})  x{row.scale_a}-x{row.scale_b}"
         aligned = row.basis == "aligned"
         ends = {"low": row.low, "high": row.high} if aligned else {"low": row.value, "high": row.value}
-        points = {"aligned" if aligned else "as stored": {"mean": row.value, **ends}}
+        what = "aligned" if aligned else "as stored"
+        points = {what: {"mean": row.value, **ends}}
+        points[f"null of {what}"] = dict.fromkeys(("mean", "low", "high"), largest_null(row))
         if aligned:
-            points["null of aligned"] = dict.fromkeys(("mean", "low", "high"), largest_null(row))
             top = ceiling(table, row.scale_a, row.scale_b, "aligned", part) if row.a in TWINS else math.nan
             if top == top:
                 points["ceiling: other data"] = dict.fromkeys(("mean", "low", "high"), top)
         lines += [{"name": name, "group": group, **point} for group, point in points.items()]
-    order = {group: i for i, group in enumerate(("aligned", "as stored", "null of aligned", "ceiling: other data"))}
-    return pd.DataFrame(lines).sort_values("group", key=lambda column: column.map(order), kind="stable")
+    order = ("aligned", "null of aligned", "as stored", "null of as stored", "ceiling: other data")
+    return pd.DataFrame(lines).sort_values("group", key=lambda column: column.map(order.index), kind="stable")
 
 
 # kernels as pictures

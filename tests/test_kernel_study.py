@@ -140,7 +140,7 @@ def by_hand():
     for name, kind, aligned, p in (("smfanet-df2k", "B", 0.6, 0.002), ("imdn", "A", 0.5, 0.3)):
         rows += [row("scales", name, 2, 4, aligned, kind=kind, p=p)]
         rows += [
-            row("scales", name, 2, 4, 0.05, "same channel", kind),
+            row("scales", name, 2, 4, 0.05, "same channel", kind, null=0.06),
             row("scales", name, 2, 4, 0.9, "functional", kind),
         ]
     rows += [row("other training", "smfanet-df2k", s, s, value) for s, value in ((2, 0.7), (4, 0.9))]
@@ -169,8 +169,9 @@ def test_summary_and_chart_hold_a_number_beside_its_null_and_ceiling():
     groups = chart.groupby("group", sort=False)["mean"].apply(list).to_dict()
     assert groups == {
         "aligned": [0.6, 0.5],
-        "as stored": [0.05, 0.05],
         "null of aligned": [0.1, 0.1],
+        "as stored": [0.05, 0.05],
+        "null of as stored": [0.06, 0.06],
         "ceiling: other data": [pytest.approx(0.8)],
     }
     assert chart[chart.group == "aligned"].low.tolist() == pytest.approx([0.5, 0.4])
