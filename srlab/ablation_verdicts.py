@@ -1,7 +1,7 @@
 """Ablation verdicts room: what the table of `ablation` says about each part of IGConv+, in numbers and words.
 
-A difference has two sources of chance: other pictures, and another training. Pooling 4 seeds x 44 pictures as though
-they were 176 trials would make almost any difference look certain, so both are kept apart (`statistics.SeedEffect`):
+A difference has two sources of chance: other pictures, and another training. Pooling 3 seeds x 44 pictures as though
+they were 132 trials would make almost any difference look certain, so both are kept apart (`statistics.SeedEffect`):
 BCa bootstrap over pictures with seeds averaged, Student's t over seeds with pictures averaged. Both are paired: the
 same picture, the same seed, hence the same crops. A part "helps" or "hurts" only when both intervals say so.
 """
@@ -95,6 +95,13 @@ def effect(table: pd.DataFrame, part: str, measure: str, scale: int | None = Non
         "seeds_high": found.over_seeds.high,
         "verdict": found.verdict(),
     }
+
+
+def difference_of(table: pd.DataFrame, part: str, measure: str, other: str) -> statistics.SeedEffect:
+    """How much more a part adds by one measure than by another, paired by picture and seed; of a table after
+    `measures`, over all scales."""
+    more, less = (differences(table, PARTS[part], name) for name in (measure, other))
+    return statistics.mean_over_seeds(more - less, n_resamples=1999)
 
 
 def verdicts(found: pd.DataFrame) -> Iterator[str]:

@@ -329,6 +329,11 @@ def control_of_kernels() -> str:
     return f"{_beside(table, stored, (NOTHING, SEED))}; {_beside(table, aligned, (NOTHING, SEED, ONE_SCALE))}"
 
 
+def nothing_shared(measure: str, against: str) -> Interval:
+    """Models of two scales that share nothing, minus a condition of `CONDITIONS`, on record; 95 % over seeds."""
+    return over_seeds(recorded_ancestry(), measure, NOTHING, against)
+
+
 def kernels_that_share_nothing() -> tuple[int, int]:
     """Of how many pairs of kernels as stored, of models that share nothing, lie above every null; and of how many."""
     return _above_nulls(recorded_ancestry(), KERNELS["same channel", "varying"], NOTHING)

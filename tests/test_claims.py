@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from srlab import claims, runtime
+from srlab import claims, judges, runtime
 
 
 @pytest.fixture(scope="module")
@@ -14,14 +14,14 @@ def table():
 
 
 def test_every_claim_has_a_verdict_a_source_and_a_notebook(table):
-    verdicts = (claims.HOLDS, claims.FAILS, claims.NOISE, claims.OPEN, claims.ONLY)
+    verdicts = (judges.HOLDS, judges.FAILS, judges.NOISE, judges.OPEN, judges.ONLY)
     for row in table.itertuples():
         assert row.verdict.startswith(verdicts), row.claim
         assert row.statement.endswith(".")
         assert row.source
         assert row.ours
     assert table["claim"].is_unique
-    numbered = table[table["verdict"] != claims.OPEN]
+    numbered = table[table["verdict"] != judges.OPEN]
     assert numbered["control"].str.len().gt(10).all(), "a number without its control"
     assert (numbered["low"] <= numbered["value"]).all()
     assert (numbered["value"] <= numbered["high"]).all()
@@ -29,7 +29,7 @@ def test_every_claim_has_a_verdict_a_source_and_a_notebook(table):
 
 
 def test_records_that_claims_rest_on_are_there(table):
-    for row in table[table["verdict"] != claims.OPEN].itertuples():
+    for row in table[table["verdict"] != judges.OPEN].itertuples():
         for name in row.rests_on.split(":")[0].split(", "):
             assert runtime.repo_data("results", f"{name}.csv").is_file(), f"{row.claim} rests on {name}"
 
@@ -69,12 +69,6 @@ def test_the_short_table_tells_an_interval_from_a_range(table):
         assert ends in rows[f"| {row.statement}"], row.claim
 
 
-def test_kernels_as_stored_decide_whether_the_correlation_holds_without_aligning(monkeypatch):
-    for stored, verdict in (((18, 18), claims.HOLDS), ((0, 18), claims.ONLY + "kernels whose channels are aligned")):
-        monkeypatch.setattr(claims.ancestry, "kernels_that_share_nothing", lambda stored=stored: stored)
-        assert claims._correlated_kernels().verdict == verdict
-
-
 def test_update_needs_its_marks(table, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
     monkeypatch.setattr(runtime, "repo_data", lambda *parts: tmp_path.joinpath(*parts))
@@ -87,4 +81,4 @@ def test_update_needs_its_marks(table, tmp_path, monkeypatch):
     assert readme.read_text().startswith("above\n")
     assert readme.read_text().endswith(f"{claims.MARKS[1]}\nbelow\n")
     assert "old\n" not in readme.read_text()
-    assert math.isnan(claims.Evidence("x", claims.OPEN).value)
+    assert math.isnan(judges.Evidence("x", judges.OPEN).value)

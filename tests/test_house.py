@@ -23,6 +23,7 @@ FLOORS = [
     ("cli",),
     ("bench_command", "claims_command", "classroom", "doctor", "gallery", "train_command"),
     ("claims", "recheck"),
+    ("judges",),
     ("bench",),
     ("bench_cases",),
     ("bench_maths", "bench_models"),
