@@ -274,11 +274,11 @@ def seed_p(table: pd.DataFrame, measure: str) -> float:
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Every one of `QUESTIONS` for every measure.
+    """Every one of `QUESTIONS` for every measure; verdicts are not corrected for being many.
 
     Returns:
         Columns measure, condition, against, difference, low, high (95 % over seeds), p (`seed_p`, for one seed against
-        nothing shared), verdict: "more alike", "less alike" or "not told apart", by p where there is one, else by
+        nothing shared, one-sided: only "more alike" is asked), verdict: "more alike", "less alike" or "not told apart", by p where there is one, else by
         whether the interval holds 0.
     """
     there = set(zip(table.measure, table.condition, strict=True))
