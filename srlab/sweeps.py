@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from srlab import runtime, train, weights
+from srlab import runtime, train
 from srlab.recipes import Recipe
+from srlab.train import is_finished
 
 Sweep = Sequence[tuple[str, Recipe]]
 """Runs in the order in which they are wanted: name of the folder, recipe. A recipe may start from a run of the sweep,
@@ -137,6 +137,10 @@ def run(
 
     Returns:
         What became of each run. After Ctrl-C the rest is left out; a run that fails does not stop the others.
+
+    Raises:
+        ValueError: see `part_of`.
+        TeamError: another process of the team was ended.
     """
     folder = Path(folder)
     names = {name for name, _ in sweep}
@@ -159,8 +163,10 @@ def _run_one(name: str, recipe: Recipe, folder: Path, accelerator: str, on_log: 
         if is_finished(recipe, folder):
             return Outcome(name, "was finished")
         done = train.fit(recipe, folder, accelerator=accelerator, on_log=on_log)
-    except (train.TrainingError, ValueError, OSError, weights.CheckpointError) as error:  # the others may still be had
-        return Outcome(name, "failed", str(error))
+    except train.TeamError:
+        raise  # this process has lost the others, and so has every run to come
+    except Exception as error:  # of whatever kind: the others may still be had
+        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
     return Outcome(name, "finished" if done.step == recipe.steps else "interrupted")
 
 
@@ -189,11 +195,3 @@ def bundle(sweep: Sweep, folder: str | Path, target: str | Path, prefix: str = "
             path = target / f"{prefix}{name}{Path(source).suffix}"
             copied.append(runtime.atomic_write(path, functools.partial(shutil.copyfile, folder / name / source)))
     return copied
-
-
-def is_finished(recipe: Recipe, folder: Path) -> bool:
-    """Whether `folder` holds the finished weights of this recipe; weights of another one are not taken for them."""
-    if not (folder / WEIGHTS).is_file():
-        return False
-    written = Recipe.from_dict(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-    return dataclasses.replace(written, start_from=recipe.start_from) == recipe

@@ -40,7 +40,7 @@ from srlab.recipes import RECIPES, Recipe, field_docs
 from srlab.runlog import Curves, Table
 from srlab.team import Team, TeamError
 
-__all__ = ["RECIPES", "Recipe", "Result", "TeamError", "TrainingError", "field_docs", "fit"]
+__all__ = ["RECIPES", "Recipe", "Result", "TeamError", "TrainingError", "field_docs", "fit", "is_finished"]
 
 CHECKPOINT_FORMAT = 1
 LOG = ("step", "loss", "l1", "fft", "gradient_norm", "learning_rate", "seconds")
@@ -153,7 +153,8 @@ class _Run:
         state = checkpoint or {"step": 0, "log": [], "window": {}, "seconds": 0.0}
         if checkpoint:
             self._restore(checkpoint)
-        self.step, self.window = state["step"], state["window"]
+        self.step = self.began = state["step"]
+        self.window = state["window"]
         self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu_seconds", 0.0)
         files = folder if self.team.leads else None
         if files:
@@ -338,11 +339,11 @@ class _Run:
         runtime.atomic_write(self.folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def finish(self, store: datasets.CropStore) -> models.SRModel:
-        """Write the weights of a finished run; say how to go on with another."""
+        """Write the weights of a finished run, with who made them, once; say how to go on with another."""
         model = self.scored_model()
         if self.team.leads and self.step < self.recipe.steps:
             print(f"stopped at step {self.step} of {self.recipe.steps}; to go on: srlab train --resume {self.folder}")
-        elif self.team.leads:
+        elif self.team.leads and not (self.step == self.began and is_finished(self.recipe, self.folder)):
             weights.save(model, self.folder / "model.safetensors", self.card(store.name))
         return model
 
@@ -374,6 +375,19 @@ class _Run:
 
     def close(self) -> None:
         self.curves.close()
+
+
+def is_finished(recipe: Recipe, folder: str | Path) -> bool:
+    """Whether `folder` holds the finished weights of this recipe, by what they say of themselves.
+
+    Weights of another recipe, or that cannot be read, are not taken for them; a start may have moved since.
+    """
+    try:
+        header = weights.read_header(Path(folder) / "model.safetensors")
+        written = Recipe.from_dict(header["card"]["recipe"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, damaged, another's, of another time
+        return False
+    return dataclasses.replace(written, start_from=recipe.start_from) == recipe
 
 
 def _weighted_sums(batches: list[dict[str, Any]]) -> list[float]:

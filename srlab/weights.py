@@ -43,6 +43,7 @@ __all__ = [
     "load_checkpoint",
     "load_tensors",
     "names",
+    "read_header",
     "save",
 ]
 
@@ -226,7 +227,7 @@ def load_checkpoint(
     if isinstance(source, Mapping):
         return _from_public(_unwrap(source, "the mapping"), "the mapping", untold)
     path = Path(source)
-    if path.suffix == ".safetensors" and (header := _header(path)):
+    if path.suffix == ".safetensors" and (header := read_header(path)):
         return _from_ours(path, header)
     return _from_public(_unwrap(load_tensors(path), str(path)), str(path), untold)
 
@@ -304,7 +305,7 @@ def _known(name: str) -> Path:
 
 def _card_of_file(path: Path) -> Card:
     """Card from the header of one of our files."""
-    header = _header(path)
+    header = read_header(path)
     if header is None:
         raise CheckpointError(f"{path} has no header of ours: it was not written by srlab.weights.save")
     config, notes = header["config"], dict(header["card"])
@@ -325,8 +326,13 @@ def _card_of_file(path: Path) -> Card:
     )
 
 
-def _header(path: Path) -> dict[str, Any] | None:
-    """Our part of a safetensors header, {"config": ..., "card": ...}; None if the file is another's."""
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Our part of a safetensors header, {"config": ..., "card": ...}; None if the file is another's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: damaged, or a header in our name that `save` has not written.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
 
@@ -337,7 +343,14 @@ def _header(path: Path) -> dict[str, Any] | None:
     metadata = _reading(path, read)
     if HEADER not in metadata:
         return None
-    return json.loads(metadata[HEADER])
+    header = _reading(path, lambda: json.loads(metadata[HEADER]))
+    parts = [header.get(name) for name in ("config", "card")] if isinstance(header, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or not parts[0].keys() >= {"encoder", "upsampler", "scales"}:
+        raise CheckpointError(
+            f"{path} has a header of ours that lacks the configuration or the card: was it written by another program "
+            f"than srlab.weights.save?"
+        )
+    return header
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:

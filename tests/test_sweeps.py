@@ -79,6 +79,45 @@ def test_a_finished_folder_of_another_recipe_is_not_taken_for_this_one(tiny, tmp
     assert "another recipe" in outcome.message
 
 
+def test_weights_that_another_recipe_left_in_a_folder_are_not_this_one_s(tiny, tmp_path):
+    """Even where recipe.json is this one's, since a training with it has begun there."""
+    from srlab import train
+
+    recipe = tiny[0][1]
+    other = dataclasses.replace(recipe, seed=7)
+    train.fit(recipe, tmp_path / "x2", accelerator="cpu")
+    (tmp_path / "x2" / "last.ckpt").unlink()
+    train.fit(other, tmp_path / "x2", accelerator="cpu", stop_after=1)
+    assert sweeps.is_finished(recipe, tmp_path / "x2")
+    assert not sweeps.is_finished(other, tmp_path / "x2")
+    assert states(sweeps.run([("x2", other)], tmp_path, accelerator="cpu")) == {"x2": "finished"}
+    assert sweeps.is_finished(other, tmp_path / "x2")
+    assert not sweeps.is_finished(other, tmp_path / "nowhere")
+
+
+def test_whatever_a_run_dies_of_the_others_are_trained_but_a_lost_team_ends_them_all(tiny, tmp_path, monkeypatch):
+    from srlab import train
+
+    def dying(of):
+        fit = train.fit
+
+        def fit_or_die(recipe, folder, **options):
+            if folder.name == "x2":
+                raise of
+            return fit(recipe, folder, **options)
+
+        return fit_or_die
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", dying(RuntimeError("not enough memory")))
+        outcomes = sweeps.run(tiny[:2], tmp_path, accelerator="cpu")
+        assert states(outcomes) == {"x2": "failed", "x3": "finished"}
+        assert outcomes[0].message == "RuntimeError: not enough memory"
+    monkeypatch.setattr(train, "fit", dying(train.TeamError("the others are gone")))
+    with pytest.raises(train.TeamError):
+        sweeps.run(tiny[:2], tmp_path, accelerator="cpu")
+
+
 def test_a_finished_sweep_is_bundled_as_weights_with_their_logs_and_an_unfinished_one_is_not(tiny, tmp_path):
     sweeps.run(tiny[:1], tmp_path / "runs", accelerator="cpu")
     with pytest.raises(ValueError, match="lacks finished runs of these recipes: x3, x3-from-x2"):

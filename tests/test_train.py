@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srlab import datasets, evaluate, images, train, weights
+from srlab import datasets, evaluate, images, runtime, train, weights
 from srlab.train import Recipe, TrainingError
 
 TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, micro_batch=1, micro_batches=3, patch=8,
@@ -72,6 +72,23 @@ def test_a_run_in_parts_is_one_run(recipe, undisturbed, tmp_path):
     while train.fit(recipe, tmp_path, stop_after=4, accelerator="cpu").step < recipe.steps:
         pass
     assert_same_state(tmp_path, undisturbed.folder)
+
+
+def test_a_finished_run_that_is_repeated_keeps_its_weights_and_who_made_them(recipe, tmp_path, monkeypatch):
+    short = dataclasses.replace(recipe, steps=2)
+    train.fit(short, tmp_path, accelerator="cpu")
+    path = tmp_path / "model.safetensors"
+    made, before = path.stat().st_mtime_ns, path.read_bytes()
+    monkeypatch.setattr(runtime, "commit", lambda: "later")
+    again = train.fit(short, tmp_path, accelerator="cpu")
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == (made, before)
+    assert all(map(torch.equal, again.model.parameters(), weights.load_checkpoint(path).parameters()))
+    path.write_bytes(before[:100])  # what is damaged or gone is written again
+    train.fit(short, tmp_path, accelerator="cpu")
+    assert weights.read_header(path)["card"]["commit"] == "later"
+    path.unlink()
+    train.fit(short, tmp_path, accelerator="cpu")
+    assert train.is_finished(short, tmp_path)
 
 
 def test_ctrl_c_finishes_the_step_and_saves(recipe, undisturbed, tmp_path):
