@@ -43,6 +43,7 @@ from srlab.team import Team, TeamError
 __all__ = ["RECIPES", "Recipe", "Result", "TeamError", "TrainingError", "field_docs", "fit", "is_finished"]
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT_PARTS = ("recipe", "step", "model", "optimizer", "ema", "log", "window", "seconds")  # in every one of them
 LOG = ("step", "loss", "l1", "fft", "gradient_norm", "learning_rate", "seconds")
 PARTS = ("l1", "fft")
 VALIDATION = ("step", "weights", "dataset", "images", "scale", "psnr_y", "ssim_y")
@@ -200,7 +201,7 @@ class _Run:
         """Stop before the weights take a step that cannot be taken back, and keep what led to it."""
         path = self.folder / f"bad-step{self.step}-process{self.team.rank}.pt"
         state = {"step": self.step, "batches": batches, "model": self.model.state_dict()}
-        runtime.atomic_write(path, lambda draft: torch.save(state, draft))
+        _write(path, state)
         last = self.folder / "last.ckpt"
         raise TrainingError(
             f"the loss is {loss} and the gradient's norm {norm} at step {self.step}: the weights have diverged, most "
@@ -302,7 +303,7 @@ class _Run:
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
         }
-        runtime.atomic_write(self.folder / "last.ckpt", lambda path: torch.save(state, path))
+        _write(self.folder / "last.ckpt", state)
 
     def _load(self, resume: bool) -> dict[str, Any] | None:
         path = self.folder / "last.ckpt"
@@ -315,6 +316,10 @@ class _Run:
         state = weights.load_tensors(path)
         if state.get("format") != CHECKPOINT_FORMAT:
             raise TrainingError(f"{path} is no checkpoint of this trainer: expected format {CHECKPOINT_FORMAT}")
+        if absent := [name for name in CHECKPOINT_PARTS if name not in state]:
+            raise TrainingError(
+                f"{path} is no whole checkpoint, it lacks {', '.join(absent)}: did another program write it?"
+            )
         asked = _plain(self.recipe)
         there = _plain(Recipe()) | state["recipe"]  # a field that is younger than the checkpoint had its default
         if transfer.same_start(self.recipe.start_from, state.get("start")):  # both may have moved
@@ -396,6 +401,14 @@ def _weighted_sums(batches: list[dict[str, Any]]) -> list[float]:
     shares = [batch["share"] for batch in batches]
     columns = zip(*values, strict=True)
     return [sum(share * value for share, value in zip(shares, column, strict=True)) for column in columns]
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """`torch.save`, whole or not at all; a full disk is an OSError here too."""
+    try:
+        runtime.atomic_write(path, lambda draft: torch.save(state, draft))
+    except RuntimeError as error:  # "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+        raise OSError(f"{path} cannot be written ({error}): is the disk full?") from error
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

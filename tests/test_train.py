@@ -164,6 +164,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipe, undisturbed, tmp_path, m
     assert_same_state(tmp_path, undisturbed.folder)
 
 
+def test_a_disk_that_is_full_in_the_words_of_torch_is_a_full_disk(recipe, tmp_path):
+    resource = pytest.importorskip("resource")
+    train.fit(recipe, tmp_path, stop_after=1, accelerator="cpu")
+    before = (tmp_path / "last.ckpt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt cannot be written \(.*\): is the disk full"):
+            train.fit(recipe, tmp_path, stop_after=1, accelerator="cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 def test_another_recipe_does_not_go_on_with_this_run(recipe, undisturbed):
     with pytest.raises(TrainingError, match=r"learning_rate: 0\.001 there, 0\.002 asked"):
         train.fit(dataclasses.replace(recipe, learning_rate=0.002), undisturbed.folder)
@@ -171,7 +186,7 @@ def test_another_recipe_does_not_go_on_with_this_run(recipe, undisturbed):
         train.fit(recipe, undisturbed.folder, resume=False)
 
 
-@pytest.mark.parametrize("damage", ["text", "short", "code"])
+@pytest.mark.parametrize("damage", ["text", "short", "code", "hollow"])
 def test_a_checkpoint_that_is_none_is_refused(recipe, undisturbed, tmp_path, damage):
     whole = (undisturbed.folder / "last.ckpt").read_bytes()
     path, trap = tmp_path / "last.ckpt", tmp_path / "executed"
@@ -182,9 +197,11 @@ def test_a_checkpoint_that_is_none_is_refused(recipe, undisturbed, tmp_path, dam
 
     if damage == "code":
         torch.save({"format": Malicious()}, path)
+    elif damage == "hollow":
+        torch.save({"format": 1}, path)
     else:
         path.write_bytes(b"hello" if damage == "text" else whole[: len(whole) // 2])
-    with pytest.raises(weights.CheckpointError):
+    with pytest.raises(TrainingError if damage == "hollow" else weights.CheckpointError, match=r"last\.ckpt"):
         train.fit(recipe, tmp_path, accelerator="cpu")
     assert not trap.exists()
 
