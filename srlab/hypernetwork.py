@@ -51,6 +51,7 @@ class _Waves(torch.autograd.Function):
 
     PyTorch's own graph of this formula walks over the rows three times as often; they are many, and walking is all that
     is to be done. A cosine is written as a sine a quarter turn ahead, so that there is one array of waves.
+    A second derivative is refused: the waves are no part of the graph, so it would be wrong.
 
     Args:
         along: (groups, N, 2, w), turns per unit of x and of y.
@@ -73,6 +74,8 @@ class _Waves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("a kernel of ImplicitKernel has first derivatives only: create_graph=True asks for more")
         waves, amplitude, places = ctx.saved_tensors
         for_amplitude = (gradient * waves).sum(-2)
         gradient = gradient * amplitude[:, :, None]
@@ -146,12 +149,20 @@ class ImplicitKernel(nn.Module):
     def forward(self, scale: int) -> Tensor:
         """Kernel of `scale`, (maps * scale**2, C, k, k), map slowest, then sub-pixel row, then column.
 
-        In evaluation without gradients the kernel is kept and given again until a weight has changed.
+        In evaluation without gradients the kernel is kept and given again until a weight has changed: read it, do not
+        write into it (`IGConv.kernel` gives a copy). What is written through a weight's `.data` is not seen: PyTorch
+        does not count it; `train()` and `eval()` empty the cache. Inference tensors are not counted either, so that a
+        model built under `torch.inference_mode` computes its kernel every time.
         """
         scale = checked_scale(scale)
         if self.training or torch.is_grad_enabled():
             return self._compute(scale)
-        version = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        parameters = list(self.parameters())
+        if any(p.is_inference() for p in parameters):
+            return self._compute(scale)
+        kind = parameters[0].device.type
+        mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        version = (mixed, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
         if scale not in self._cache or self._cache[scale][0] != version:
             self._cache[scale] = (version, self._compute(scale))
         return self._cache[scale][1]

@@ -226,3 +226,5 @@ def test_the_variance_of_a_channel_and_its_gradient_are_torch_s(mean):
     )
     half = feats.bfloat16()
     torch.testing.assert_close(smfanet._variance(half), half.var(dim=(2, 3), keepdim=True), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="first derivatives only"):  # the second would be wrong
+        torch.autograd.grad((smfanet._variance(feats) + feats**3).sum(), feats, create_graph=True)

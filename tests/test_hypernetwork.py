@@ -30,6 +30,13 @@ def test_waves_and_their_gradient_are_those_of_the_formula(groups):
     assert torch.autograd.gradcheck(hypernetwork._Waves.apply, (along, amplitude, phase, places))
 
 
+def test_a_second_derivative_is_refused_and_not_wrong():
+    hyper = shaken(hypernetwork.ImplicitKernel(2, 3, implicit_dim=8, hidden_layers=1))
+    loss = hyper(2).square().sum() + hyper.frequency.pow(3).sum()  # another way to the same weight
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(loss, hyper.frequency, create_graph=True)
+
+
 @pytest.mark.parametrize(("maps", "groups"), [(3, 1), (12, 2)])
 def test_kernels_of_full_size_and_their_gradients_are_those_of_the_official_form(maps, groups):
     hyper = shaken(hypernetwork.ImplicitKernel(8, maps, groups=groups, hidden_layers=2, last_bias=groups == 1)).double()

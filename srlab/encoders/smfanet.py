@@ -93,7 +93,8 @@ class _Variance(torch.autograd.Function):
     """`feats.var(dim=(2, 3), keepdim=True)` in two passes: the mean, then the squares of what is left without it.
 
     PyTorch updates mean and squares pixel by pixel, which takes four times as long on features in channels_last order
-    (measured, 640 x 360) and was a sixth of the encoder's time.
+    (measured, 640 x 360) and was a sixth of the encoder's time. A second derivative is refused: the mean is no part of
+    the graph, so it would be wrong.
     """
 
     @staticmethod
@@ -104,6 +105,8 @@ class _Variance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("SMFANet's variance has first derivatives only: create_graph=True asks for more")
         feats, mean = ctx.saved_tensors
         return (feats - mean).mul_(gradient * (2 / (feats.shape[2] * feats.shape[3] - 1)))
 
