@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from srlab.hypernetwork import ImplicitKernel
 from srlab.upsamplers import RGB, SPConv, WithSkip, checked_scale
 
-CPU_STRIP = 20_480  # LR pixels an instantiated IGConv+ works on at once: 32 rows of 640; 8 rows took 1.2 times as long
+CPU_STRIP = 20_480  # LR pixels that IGConv+ works on at once: 32 rows of 640; 8 rows took 1.2 times as long
 GPU_STRIP = 131_072  # a GPU needs more at once to be busy
+SAMPLED_RADIUS = 2  # LR pixels: one for bilinear reading, one for shifts, which stay well below it when learnt
 
 
 class IGConv(nn.Module):
@@ -66,17 +67,20 @@ class IGConv(nn.Module):
         return self.hyper.kernel_size // 2
 
     def kernel(self, scale: int) -> Tensor:
-        """The sub-pixel convolution weight of `scale`, (3 * scale**2, C, k, k), as `SPConv.weight` is laid out."""
-        return self.hyper(scale)
+        """The sub-pixel convolution weight of `scale`, (3 * scale**2, C, k, k), as `SPConv.weight` is laid out.
+
+        A copy: the upsampler keeps its own, whatever is written into this one.
+        """
+        return self.hyper(scale).clone()
 
     def forward(self, feats: Tensor, scale: int, lr: Tensor | None = None) -> Tensor:
-        kernel = self.kernel(scale)
+        kernel = self.hyper(scale)
         return F.pixel_shuffle(F.conv2d(feats, kernel, padding=self.receptive_radius), scale)
 
     @torch.no_grad()
     def instantiate(self, scale: int) -> SPConv:
         """The plain sub-pixel convolution that does the same at `scale`: 3 * scale**2 * C * k**2 weights, no bias."""
-        kernel = self.kernel(scale)
+        kernel = self.hyper(scale)
         conv = SPConv(self.hyper.channels, scale, bias=False, kernel_size=self.hyper.kernel_size).to(kernel)
         conv.weight.copy_(kernel)
         return conv.train(self.training)
@@ -98,7 +102,6 @@ class IGSample(nn.Module):
     """
 
     scales = None
-    receptive_radius = 2  # one for the kernel, one for bilinear reading; learnt shifts stay well below one LR pixel
 
     def __init__(
         self,
@@ -134,24 +137,29 @@ class IGSample(nn.Module):
         two_rows = nn.init.trunc_normal_(torch.empty_like(last[:2]), std=0.01)
         last.copy_(torch.cat([two_rows.repeat(RGB, 1, 1, 1), torch.zeros_like(last[: 2 * RGB])]))
 
+    @property
+    def receptive_radius(self) -> int:
+        return max(SAMPLED_RADIUS, self.hyper.kernel_size // 2)
+
     def kernel(self, scale: int) -> Tensor:
-        """Filter bank of the sampling maps, (12 * scale**2, C, k, k)."""
-        return self.hyper(scale)
+        """Filter bank of the sampling maps, (12 * scale**2, C, k, k). A copy, as `IGConv.kernel`."""
+        return self.hyper(scale).clone()
 
     def forward(self, feats: Tensor, scale: int, lr: Tensor) -> Tensor:
-        maps = F.conv2d(feats, self.kernel(scale), padding=self.hyper.kernel_size // 2)
+        maps = F.conv2d(feats, self.hyper(scale), padding=self.hyper.kernel_size // 2)
         return F.pixel_shuffle(sample_picture(lr, maps.contiguous(), scale), scale)
 
     @torch.no_grad()
     def instantiate(self, scale: int) -> StoredIGSample:
-        return StoredIGSample(self.kernel(scale).clone(), scale).train(self.training)
+        return StoredIGSample(self.kernel(scale), scale).train(self.training)
 
 
 def sample_picture(lr: Tensor, maps: Tensor, scale: int, first_row: int = 0) -> Tensor:
     """Read `lr` bilinearly where `maps` say, each colour at its own places.
 
     Maps are read as the convolution leaves them: pixel shuffle would move four numbers per value that it has to move
-    afterwards, and rows of LR pixels, not of HR pixels, are what `grid_sample` finds side by side in memory.
+    afterwards, and rows of LR pixels, not of HR pixels, are what `grid_sample` finds side by side in memory. Places are
+    computed in 32 bits at least: bfloat16 knows the columns of a picture 1000 wide to five pixels.
 
     Args:
         lr: (B, 3, h, w); read with its border repeated.
@@ -165,7 +173,7 @@ def sample_picture(lr: Tensor, maps: Tensor, scale: int, first_row: int = 0) -> 
     (batch, _, h, w), rows = lr.shape, maps.shape[-2]
     shift, scope = maps.reshape(batch, 2, 2, RGB, scale, scale, rows, w).unbind(1)  # (B, axis, colour, u, v, rows, w)
     scope = scope.sigmoid()
-    number = {"device": lr.device, "dtype": lr.dtype}
+    number = {"device": lr.device, "dtype": torch.promote_types(lr.dtype, torch.float32)}
     sub_pixels = (torch.arange(scale, **number)[:, None] + 0.5) / scale  # (scale, 1), in LR pixels
     columns = 2 * (torch.arange(w, **number) + sub_pixels) / w - 1  # (v, w); -1 and 1 are the picture's outer edges
     lines = 2 * (torch.arange(first_row, first_row + rows, **number) + sub_pixels) / h - 1  # (u, rows)
@@ -173,9 +181,9 @@ def sample_picture(lr: Tensor, maps: Tensor, scale: int, first_row: int = 0) -> 
     x = torch.addcmul(columns[:, None], shift[:, 0], scope[:, 0], value=1 / w)  # (B, colour, u, v, rows, w)
     y = torch.addcmul(lines[:, None, :, None], shift[:, 1], scope[:, 1], value=1 / h)
     grid = torch.stack([x, y], dim=2).permute(0, 1, 3, 4, 5, 6, 2).reshape(batch * RGB, scale**2 * rows, w, 2)
-    picture = lr.reshape(batch * RGB, 1, h, w)
+    picture = lr.reshape(batch * RGB, 1, h, w).to(grid)
     sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.view(batch, RGB * scale**2, rows, w)
+    return sampled.view(batch, RGB * scale**2, rows, w).to(lr)
 
 
 class StoredIGSample(nn.Module):
@@ -186,8 +194,6 @@ class StoredIGSample(nn.Module):
         scale: the scale it was computed for.
     """
 
-    receptive_radius = IGSample.receptive_radius
-
     def __init__(self, weight: Tensor, scale: int):
         super().__init__()
         self.scale = scale
@@ -196,6 +202,10 @@ class StoredIGSample(nn.Module):
     @property
     def scales(self) -> tuple[int, ...]:
         return (self.scale,)
+
+    @property
+    def receptive_radius(self) -> int:
+        return max(SAMPLED_RADIUS, self.weight.shape[-1] // 2)
 
     def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
         checked_scale(self.scale if scale is None else scale, self.scales)
@@ -240,7 +250,7 @@ class IGConvPlus(WithSkip):
 
     def bank(self, scale: int) -> Tensor:
         """Filters of both parts, (15 * scale**2, C, k, k): 3 * scale**2 are IGConv's, the others IGSample's."""
-        return torch.cat([self.main.kernel(scale), self.skip.kernel(scale)])
+        return torch.cat([self.main.hyper(scale), self.skip.hyper(scale)])
 
     def forward(self, feats: Tensor, scale: int, lr: Tensor | None = None) -> Tensor:
         """`main(feats, scale) + skip(feats, scale, lr)`, by one convolution."""
@@ -308,8 +318,6 @@ class StoredIGConvPlus(nn.Module):
         scale: the scale it was computed for.
     """
 
-    receptive_radius = IGSample.receptive_radius
-
     def __init__(self, weight: Tensor, scale: int):
         super().__init__()
         self.scale = checked_scale(scale)
@@ -318,6 +326,10 @@ class StoredIGConvPlus(nn.Module):
     @property
     def scales(self) -> tuple[int, ...]:
         return (self.scale,)
+
+    @property
+    def receptive_radius(self) -> int:
+        return max(SAMPLED_RADIUS, self.weight.shape[-1] // 2)
 
     def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
         checked_scale(self.scale if scale is None else scale, self.scales)

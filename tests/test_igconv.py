@@ -269,28 +269,77 @@ def test_instantiating_copies():
 def test_the_cache_notices_changed_weights():
     module = shaken(igconv.IGConv(4, **SIZES))
     with torch.no_grad():
-        first = module.kernel(2)
-        assert module.kernel(2) is first
+        first = module.hyper(2)
+        assert module.hyper(2) is first
         module.hyper.amplitude.mul_(1.5)  # in place, as an optimiser or load_state_dict does
-        second = module.kernel(2)
+        second = module.hyper(2)
         assert not torch.allclose(first, second)
         module.hyper.phase.bias = torch.nn.Parameter(module.hyper.phase.bias + 1)  # a new tensor
-        assert not torch.allclose(second, module.kernel(2))
-        assert module.kernel(2) is not module.kernel(3)
+        assert not torch.allclose(second, module.hyper(2))
+        assert module.hyper(2) is not module.hyper(3)
 
 
 def test_the_cache_is_off_while_training_and_with_gradients():
     module = shaken(igconv.IGConv(4, **SIZES))
-    assert module.kernel(2) is not module.kernel(2)  # gradients on
-    assert module.kernel(2).requires_grad
+    assert module.hyper(2) is not module.hyper(2)  # gradients on
+    assert module.hyper(2).requires_grad
     with torch.no_grad():
-        kept = module.kernel(2)
-    assert module.kernel(2).requires_grad  # a kernel kept without gradients is not handed out
+        kept = module.hyper(2)
+    assert module.hyper(2).requires_grad  # a kernel kept without gradients is not handed out
     module.train()
     with torch.no_grad():
-        assert module.kernel(2) is not module.kernel(2)
+        assert module.hyper(2) is not module.hyper(2)
         module.eval()
-        assert module.kernel(2) is not kept  # training in between empties the cache
+        assert module.hyper(2) is not kept  # training in between empties the cache
+
+
+def test_a_kernel_that_is_written_into_does_not_change_the_upsampler():
+    for module in (shaken(igconv.IGConv(4, **SIZES)), shaken(igconv.IGConvPlus(4, **SIZES))):
+        feats, lr = features_and_picture()
+        with torch.no_grad():
+            before = module(feats, 2, lr)
+            for part in (getattr(module, "main", module), getattr(module, "skip", module)):
+                part.kernel(2).zero_()
+            torch.testing.assert_close(module(feats, 2, lr), before, rtol=0, atol=0)
+
+
+def test_a_kernel_of_mixed_precision_is_not_handed_out_in_full_precision():
+    module = shaken(igconv.IGConv(4, **SIZES))
+    feats, _ = features_and_picture()
+    with torch.no_grad():
+        before = module(feats, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert module(feats, 2).dtype == torch.bfloat16
+        torch.testing.assert_close(module(feats, 2), before, rtol=0, atol=0)
+
+
+def test_a_model_made_in_inference_mode_runs():
+    """Its weights don't count their changes, so its kernel is computed each time."""
+    with torch.inference_mode():
+        module = shaken(igconv.IGConv(4, **SIZES))
+        feats, _ = features_and_picture()
+        before = module(feats, 2).clone()
+        module.hyper.amplitude.mul_(1.5)
+        assert not torch.allclose(module(feats, 2), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_looks_at_the_right_place_of_a_wide_picture(dtype):
+    """A ramp of 1000 columns read with shifts of zero: brightness is the place itself, here in 1000ths."""
+    ramp = torch.linspace(0, 1, 1000).to(dtype).expand(1, 3, 2, -1)
+    nowhere = torch.zeros(1, 48, 2, 1000, dtype=dtype)
+    sampled = igconv.sample_picture(ramp, nowhere, 2)
+    expected = F.interpolate(ramp.double(), scale_factor=2, mode="bilinear")
+    assert sampled.dtype == dtype
+    rounding = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(F.pixel_shuffle(sampled, 2).double(), expected, rtol=1.01 * rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_features_reach_as_far_once_the_kernel_is_stored(kernel_size):
+    for kind in (igconv.IGConvPlus, igconv.IGSample, igconv.IGConv):
+        module = kind(4, kernel_size=kernel_size, implicit_dim=8)
+        assert module.instantiate(2).receptive_radius == module.receptive_radius >= kernel_size // 2
 
 
 def test_above_max_scale_only_the_grid_gets_finer():
