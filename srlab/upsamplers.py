@@ -15,6 +15,7 @@ separate heads on a shared encoder (as MDSR does), and skips that upscale the in
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Sequence
 
@@ -102,10 +103,6 @@ class SPConvPlus(nn.Module):
     other integer widens once. A last 3x3 convolution maps C -> 3.
     """
 
-    receptive_radius = (
-        2  # 1 LR pixel for the first convolution; the later ones work on finer grids and add less than one
-    )
-
     def __init__(self, channels: int, scale: int, *, kernel_size: int = 3):
         super().__init__()
         self.scale = checked_scale(scale)
@@ -121,6 +118,14 @@ class SPConvPlus(nn.Module):
     @property
     def scales(self) -> tuple[int, ...]:
         return (self.scale,)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far a feature reaches, in LR pixels: the convolutions' radii, those on finer grids rounded up."""
+        radius = reach = self.to_rgb.kernel_size[0] // 2
+        for shuffle in reversed(self.stages[1::2]):
+            reach = math.ceil(reach / shuffle.upscale_factor) + radius
+        return reach
 
     def forward(self, feats: Tensor, scale: int | None = None, lr: Tensor | None = None) -> Tensor:
         checked_scale(self.scale if scale is None else scale, self.scales)

@@ -25,6 +25,21 @@ def test_each_sub_pixel_of_spconv_is_its_own_small_convolution(scale):
                 torch.testing.assert_close(sr[:, colour, row::scale, column::scale], alone)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+def test_spconv_plus_reaches_as_far_as_it_says_and_no_farther(scale, kernel_size):
+    module = SPConvPlus(2, scale, kernel_size=kernel_size)
+    with torch.no_grad():  # of one sign, so that nothing cancels
+        for parameter in module.parameters():
+            parameter.fill_(1.0)
+    middle = module.receptive_radius + 2
+    feats = torch.zeros(1, 2, 2 * middle + 1, 2 * middle + 1, requires_grad=True)
+    block = slice(middle * scale, (middle + 1) * scale)  # all sub-pixels of the LR pixel in the middle
+    module(feats)[..., block, block].sum().backward()
+    touched = feats.grad.sum(1)[0].nonzero()
+    assert (touched - middle).abs().max() == module.receptive_radius
+
+
 @pytest.mark.parametrize(("scale", "expected"), [(2, 149_443), (3, 334_083), (4, 297_155)])
 def test_spconv_plus_has_the_published_number_of_parameters(scale, expected):
     assert upsamplers.count_parameters(SPConvPlus(64, scale)) == expected
