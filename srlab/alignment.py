@@ -64,7 +64,7 @@ class ChannelMap:
     """share of the variance of all channels predicted in pictures left out of the fit; 1: all, below 0: worse than the
     mean of the other pictures"""
     r2_channels: Tensor
-    """the same for each channel, (B,)"""
+    """the same for each channel, (B,); NaN for one that does not vary"""
     moments: PictureMoments = field(repr=False)
     """the sums it was fitted from"""
 
@@ -86,13 +86,15 @@ def fit_channel_map(feats_from: Features, feats_to: Features, alphas: Sequence[f
         alphas: penalties to choose from, in units of the mean variance of x.
 
     Raises:
-        ValueError: features that do not match each other, or only one picture.
+        ValueError: features that do not match each other, or only one picture; NaN or infinite values; features of
+            which no channel varies. Some dead channels do no harm.
     """
     moments = picture_moments(feats_from, feats_to)
     if len(moments) < 2:
         raise ValueError(
             "features of one picture, expected two or more: R2 is measured on pictures left out of the fit"
         )
+    _check_varies(moments)
     errors, total = _cross_validate(moments, alphas)  # (alphas, B), (B,)
     best = int(errors.sum(1).argmin())
     matrix, _, _ = fit_map(moments, alphas[best])
@@ -104,8 +106,9 @@ def picture_moments(feats_x: Features, feats_y: Features) -> PictureMoments:
     """Collect `PictureMoments` from the features two encoders gave for the same LR pictures, in float64.
 
     Raises:
-        ValueError: not the same number of pictures, or not the same size of one of them.
+        ValueError: no pictures, not the same number of them, or not the same size of one; NaN or infinite values.
     """
+    width_of(feats_x)
     if len(feats_x) != len(feats_y):
         raise ValueError(
             f"features of {len(feats_x)} and of {len(feats_y)} pictures, expected the same pictures for both"
@@ -117,7 +120,7 @@ def picture_moments(feats_x: Features, feats_y: Features) -> PictureMoments:
                 f"features of picture {i} are {tuple(a.shape)} and {tuple(b.shape)}, expected (C, h, w) with the same "
                 f"h and w: both encoders have to see the same low-resolution picture"
             )
-        x, y = _doubles(a).flatten(1), _doubles(b).flatten(1)  # (A, n), (B, n)
+        x, y = (_checked(each, i).flatten(1) for each in (a, b))  # (A, n), (B, n)
         count = x.new_tensor(x.shape[1])
         rows.append((count, x.sum(1), y.sum(1), x @ x.T, x @ y.T, y.square().sum(1)))
     return PictureMoments(*(torch.stack(column) for column in zip(*rows, strict=True)))
@@ -164,10 +167,19 @@ def patch_covariance(feats: Features, kernel_size: int) -> tuple[Tensor, Tensor,
     Returns:
         count (P,), sum (P, D), sum of products (P, D, D) with D = C * k * k in the order of a kernel's weight. The
         covariance of one choice of pictures is `pooled_covariance` of these.
+
+    Raises:
+        ValueError: no pictures, one smaller than a patch, NaN or infinite values.
     """
+    width_of(feats)
     rows = []
-    for picture in feats:
-        patches = F.unfold(_doubles(picture)[None], kernel_size)[0]  # (D, n)
+    for i, picture in enumerate(feats):
+        if min(picture.shape[-2:]) < kernel_size:
+            raise ValueError(
+                f"features of picture {i} are {tuple(picture.shape)}, expected at least {kernel_size} x {kernel_size} "
+                f"pixels, the kernel's taps: were the pictures cropped too far?"
+            )
+        patches = F.unfold(_checked(picture, i)[None], kernel_size)[0]  # (D, n)
         rows.append((patches.new_tensor(patches.shape[1]), patches.sum(1), patches @ patches.T))
     count, first, second = (torch.stack(column) for column in zip(*rows, strict=True))
     return count, first, second
@@ -187,8 +199,35 @@ def resampled_pictures(pictures: int, resamples: int, generator: torch.Generator
         yield torch.bincount(drawn, minlength=pictures).double()
 
 
-def _doubles(feats: Tensor) -> Tensor:
-    return feats.detach().cpu().double()
+def width_of(feats: Features) -> int:
+    """How many channels features have, C.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(feats):
+        raise ValueError("features of no pictures, expected some: an empty folder, or a choice that left none?")
+    return feats[0].shape[0]
+
+
+def _checked(feats: Tensor, picture: int) -> Tensor:
+    """Features of one picture in float64, on the CPU, and finite."""
+    feats = feats.detach().cpu().double()
+    if bad := int((~feats.isfinite()).sum()):
+        raise ValueError(
+            f"features of picture {picture} hold {bad} NaN or infinite values, expected none: did the model diverge, "
+            f"or run in half precision?"
+        )
+    return feats
+
+
+def _check_varies(moments: PictureMoments) -> None:
+    """Refuse features of which no channel differs, from pixel to pixel, by more than float32 rounding of its mean."""
+    count, x, y, xx, _, yy = (getattr(moments, name).sum(0) for name in moments.__dataclass_fields__)
+    for name, total, squares in (("feats_from", x, xx.diagonal()), ("feats_to", y, yy)):
+        offset = (total / count).square()
+        if not (squares / count - offset > (4 * torch.finfo(torch.float32).eps) ** 2 * offset).any():
+            raise ValueError(f"no channel of {name} varies, expected some that do: dead layer, or grey pictures?")
 
 
 def _fit_maps(moments: PictureMoments, alphas: Sequence[float], weights: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

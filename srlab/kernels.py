@@ -60,11 +60,10 @@ def phase_images(weight: Tensor, scale: int) -> Tensor:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, expected (rgb * scale**2, C, k, k): is it a convolution's?"
         )
-    out_channels = len(weight)
-    rgb, remainder = divmod(out_channels, scale**2)
+    rgb, remainder = divmod(len(weight), scale**2)
     if remainder:
         raise ValueError(
-            f"weight has {out_channels} output channels, not a multiple of scale**2 = {scale**2}: "
+            f"weight has {len(weight)} output channels, not a multiple of scale**2 = {scale**2}: "
             f"was it trained for another scale?"
         )
     grid = weight.unflatten(0, (rgb, scale, scale))  # (rgb, row, col, C, k, k)
@@ -211,9 +210,9 @@ def align(
         alphas: ridge penalties to choose from.
 
     Raises:
-        ValueError: features that do not match each other or the kernel, or only one picture.
+        ValueError: features that do not match each other or the kernel, that are NaN or do not vary; only one picture.
     """
-    if weight.shape[1] != (width := feats_to[0].shape[0]):
+    if weight.shape[1] != (width := alignment.width_of(feats_to)):
         raise ValueError(
             f"the kernel reads {weight.shape[1]} channels, feats_to has {width}: expected the features of the kernel's "
             f"own encoder as feats_to, the other encoder's as feats_from"
@@ -338,8 +337,8 @@ def compare(
         phases_a, phases_b: phase images of two kernels, any two scales.
         feats_a, feats_b: features their encoders gave for the same LR pictures.
         untrained: kernels of untrained models, put in place of B as another null.
-        method, draws: see `resample`; kernels drawn from each null.
-        resamples: bootstrap resamples of the pictures; each fits the map between the encoders again.
+        method, draws: see `resample`; kernels drawn from each null, one or more.
+        resamples: bootstrap resamples of the pictures, two or more; each fits the map between the encoders again.
         level, seed: of the intervals, of all draws.
 
     Returns:
@@ -349,19 +348,20 @@ def compare(
         two-sided; null_untrained, the largest |correlation| with an untrained kernel. NaN where a null changes nothing.
 
     Raises:
-        ValueError: kernels of unequal size, or features that do not match each other or their kernel.
+        ValueError: kernels of unequal size, features as in `align` or smaller than a kernel, too few draws.
     """
-    if phases_a.shape[1] != feats_a[0].shape[0] or phases_a.shape[2:4] != phases_b.shape[2:4]:
+    if draws < 1 or resamples < 2:
+        raise ValueError(f"draws={draws} and resamples={resamples}, expected at least 1 and 2: no spread without them")
+    if phases_a.shape[1] != (width := alignment.width_of(feats_a)) or phases_a.shape[2:4] != phases_b.shape[2:4]:
         raise ValueError(
-            f"kernels have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, feats_a {feats_a[0].shape[0]} "
-            f"channels: expected as many as kernel A reads and as many taps in both; were A and B swapped?"
+            f"kernels have shapes {tuple(phases_a.shape)} and {tuple(phases_b.shape)}, feats_a {width} channels: "
+            f"expected as many as kernel A reads and as many taps in both; were A and B swapped?"
         )
     channel_map = align(assemble(phases_b), feats_a, feats_b).map
     scale = min(phases_a.shape[-1], phases_b.shape[-1])
     a, b = (_at(phases, scale, method) for phases in (phases_a, phases_b))
     sums = alignment.patch_covariance(feats_a, a.shape[2])
     covariance = alignment.pooled_covariance(sums)
-    pictures = len(channel_map.moments)
     painted = painted_r2(phases_b, channel_map, feats_a, feats_b)
 
     def measure(kernel: Tensor) -> np.ndarray:
@@ -376,7 +376,7 @@ def compare(
     }
     drawn = {name: np.stack([measure(draw()) for _ in range(draws)]) for name, draw in nulls.items()}
     drawn["sub-pixels"][..., PARTS.index("mean")] = math.nan
-    choices = alignment.resampled_pictures(pictures, resamples, generator)
+    choices = alignment.resampled_pictures(len(feats_a), resamples, generator)
     refitted = [_on_all_bases(a, b, channel_map.refit(w), alignment.pooled_covariance(sums, w)) for w in choices]
     controls = [measure(_at(kernel, scale, method)) for kernel in untrained]
     largest = np.abs(controls).max(0) if controls else np.full_like(values, math.nan)
@@ -387,7 +387,7 @@ def compare(
         row = {"basis": basis, "part": part, "value": values[place]}
         row |= dict.fromkeys(("low", "high", "r2", "r2_painted"), math.nan)
         if basis != "same channel":
-            interval = bootstrap_interval(values[place], [each[place] for each in refitted], pictures, level)
+            interval = bootstrap_interval(values[place], [each[place] for each in refitted], len(feats_a), level)
             row |= {"low": interval.low, "high": interval.high, "r2": channel_map.r2, "r2_painted": painted[part]}
         for name, null in drawn.items():
             row[f"null_{name}"] = float(np.quantile(np.abs(null[:, *place]), 0.95))

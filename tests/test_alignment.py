@@ -104,3 +104,42 @@ def test_resampled_pictures_draw_as_many_as_there_are():
     assert len(drawn) == 50
     assert all(weights.sum() == 9 for weights in drawn)
     assert len({tuple(weights.tolist()) for weights in drawn}) > 40
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1234.5])
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_do_not_vary_are_refused(side, value):
+    both = list(features()[1:])
+    both[side] = [torch.full_like(picture, value) for picture in both[side]]
+    with pytest.raises(ValueError, match=f"no channel of {('feats_from', 'feats_to')[side]} varies.*dead layer"):
+        alignment.fit_channel_map(*both)
+
+
+def test_some_dead_channels_do_no_harm():
+    _, xs, ys = features()
+    alive = alignment.fit_channel_map([x[1:] for x in xs], [y[1:] for y in ys])
+    for picture in (*xs, *ys):
+        picture[0] = 0.0
+    found = alignment.fit_channel_map(xs, ys, [alive.alpha * 5 / 4])  # in units of a mean over one channel more
+    assert found.r2 == pytest.approx(alive.r2, abs=1e-9)
+    assert found.matrix[1:, 1:].numpy() == pytest.approx(alive.matrix.numpy(), abs=1e-9)
+    assert found.r2_channels.isnan().tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_bad_value_is_found_and_its_picture_named(bad):
+    _, xs, ys = features()
+    ys[3][2, 1, 1] = bad
+    with pytest.raises(ValueError, match="features of picture 3 hold 1 NaN or infinite values"):
+        alignment.fit_channel_map(xs, ys)
+    with pytest.raises(ValueError, match="features of picture 3 hold 1 NaN or infinite values"):
+        alignment.patch_covariance(ys, 3)
+
+
+def test_no_pictures_and_pictures_smaller_than_a_patch_are_refused():
+    with pytest.raises(ValueError, match="features of no pictures, expected some"):
+        alignment.picture_moments([], [])
+    with pytest.raises(ValueError, match="features of no pictures, expected some"):
+        alignment.patch_covariance([], 3)
+    with pytest.raises(ValueError, match=r"picture 1 are \(2, 5, 4\), expected at least 5 x 5 pixels"):
+        alignment.patch_covariance([torch.ones(2, 5, 5), torch.ones(2, 5, 4)], 5)

@@ -233,7 +233,7 @@ def test_simulated_kernels_are_recovered_by_alignment_and_not_without(a, b):
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    held = []
+    held, widths = [], []
     for seed in range(10):
         models, generator = simulated(seed), torch.Generator().manual_seed(1000 + seed)
         for a, b in PAIRS:
@@ -247,8 +247,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
             )
             b_for_a = torch.einsum("gc...,cd->gd...", of_b["kernel"], torch.linalg.inv(of_a["mixing"]))
             interval = kernels.bootstrap_interval(value, resampled, 12)
+            widths.append(interval.high - interval.low)
             held.append(not interval.excludes(kernels.correlate(of_a["stored"], b_for_a).varying))
     assert sum(held) >= 25  # of 30, where 28.5 are expected
+    assert np.mean(widths) < 0.03  # values are off by 0.013 (standard deviation); [-1, 1] would always hold the truth
 
 
 def test_painted_r2_is_one_minus_the_error_of_the_painting():
@@ -293,3 +295,23 @@ def test_unrelated_kernels_stay_among_their_nulls():
         made[2]["stored"], other[4]["stored"], made[2]["feats"], made[4]["feats"], draws=2, resamples=2
     )
     assert again.value.tolist() == table.value.tolist()
+
+
+def test_features_that_make_no_number_are_refused_in_words():
+    of_a, of_b = (simulated(seed=1)[scale] for scale in (2, 4))
+    kernel_b, good_a, good_b = kernels.assemble(of_b["stored"]), of_a["feats"], of_b["feats"]
+    with pytest.raises(ValueError, match="no pictures, expected some"):
+        kernels.align(kernel_b, [], [])
+
+    def compared(feats_a, feats_b, **settings):
+        return kernels.compare(of_a["stored"], of_b["stored"], feats_a, feats_b, **settings)
+
+    with pytest.raises(ValueError, match="no pictures, expected some"):
+        compared([], [])
+    with pytest.raises(ValueError, match=r"features of picture 0 are \(10, 2, 9\), expected at least 3 x 3 pixels"):
+        compared(good_a[..., :2, :9], good_b[..., :2, :9])
+    with pytest.raises(ValueError, match="no channel of feats_from varies"):
+        compared(torch.zeros_like(good_a), good_b)
+    for draws, resamples in ((0, 2), (1, 1)):
+        with pytest.raises(ValueError, match=f"draws={draws} and resamples={resamples}, expected at least 1 and 2"):
+            compared(good_a, good_b, draws=draws, resamples=resamples)
