@@ -91,8 +91,17 @@ def run(options: argparse.Namespace) -> int:
         for name, recipe in train.RECIPES.items():
             print(f"{name:<22} {recipe.steps:>9,} steps  {recipes.SOURCES[name]}")
         return 0
+    stop_after = asked["stop_after"]
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"--stop-after is {stop_after}, expected at least one step: without a step nothing is trained")
+    if (asked["nodes"], asked["devices"]) != (1, 1) and not asked["print_launch"]:
+        raise ValueError(
+            "--nodes and --devices are for --print-launch: add it, and give the command that it prints; this one would "
+            "train on a single device"
+        )
     if asked["sweep"] or asked["part"]:
-        if not asked["sweep"] or asked["recipe"] or values or asked["resume"] or asked["stop_after"]:
+        alone = ("recipe", "resume", "stop_after", "print_launch")
+        if not asked["sweep"] or values or any(asked[name] for name in alone):
             raise ValueError("--sweep trains the recipes of a list as they are: only --part and --folder go with it")
         return _run_sweep(asked["sweep"], asked["folder"] or Path("runs") / asked["sweep"], asked["part"] or "1/1")
     recipe = _recipe(asked, values)
@@ -102,9 +111,9 @@ def run(options: argparse.Namespace) -> int:
     leads = os.environ.get("RANK", "0") == "0"
     for field, value in dataclasses.asdict(recipe).items() if leads else ():
         print(f"{field:>22} {_shown(value)}")
-    result = train.fit(recipe, asked["resume"] or asked["folder"], stop_after=asked["stop_after"])
+    result = train.fit(recipe, asked["resume"] or asked["folder"], stop_after=stop_after)
     if result.step < recipe.steps:
-        return 0 if asked["stop_after"] else 130
+        return 130 if stop_after is None else 0
     if leads:
         _tell(result, recipe)
     return 0
@@ -132,7 +141,9 @@ def _recipe(asked: dict[str, Any], values: dict[str, Any]) -> train.Recipe:
 
 def _print_launch(recipe: train.Recipe, asked: dict[str, Any], values: dict[str, Any]) -> None:
     """The same words as were given, behind torchrun."""
-    words = [part for name in ("recipe", "folder", "resume") if asked[name] for part in (f"--{name}", str(asked[name]))]
+    words = []
+    for name in ("recipe", "folder", "resume", "stop_after"):
+        words += [f"--{name.replace('_', '-')}", str(asked[name])] if asked[name] else []
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
         words += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, *_words(value)]
