@@ -21,6 +21,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from srlab import machine
+
 PORT = 29400  # where the processes of several machines meet; torchrun's own default
 
 
@@ -32,8 +34,12 @@ class Team:
     """All processes of a training; `size` is 1 when torchrun did not start this one.
 
     Args:
-        accelerator: as Lightning Fabric names them: "auto", "cpu", "cuda".
+        accelerator: as Lightning Fabric names them: "auto", "cpu", "cuda". For a team of one "auto" is the device of
+            `machine.pick_device`, which `SRLAB_DEVICE` can name; of many, each process has a device of its own.
         precision: "32-true" or "bf16-mixed".
+
+    Raises:
+        ValueError: `SRLAB_DEVICE` names a device that cannot be had.
     """
 
     def __init__(self, accelerator: str = "auto", precision: str = "32-true"):
@@ -41,8 +47,13 @@ class Team:
 
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        many = {"strategy": "ddp", "devices": here, "num_nodes": self.size // here} if self.size > 1 else {"devices": 1}
-        self.fabric = Fabric(accelerator=accelerator, precision=precision, **many)
+        where: dict[str, Any] = {"accelerator": accelerator, "devices": 1}
+        if self.size > 1:
+            where |= {"strategy": "ddp", "devices": here, "num_nodes": self.size // here}
+        elif accelerator == "auto":
+            device = machine.pick_device()
+            where = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
+        self.fabric = Fabric(precision=precision, **where)
         if self.size > 1:
             self.fabric.launch()
 

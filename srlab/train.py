@@ -92,7 +92,7 @@ def fit(
         store: crops to train on, when the caller has them; else made from `recipe.data`.
         on_log: called with each new row of the log and the model in training, for live curves.
         stop_after: stop after this many steps in this call, with a checkpoint; the rest can be done later.
-        accelerator: as Lightning Fabric names them: "auto", "cpu", "cuda".
+        accelerator: as Lightning Fabric names them: "auto" (what `SRLAB_DEVICE` says), "cpu", "cuda".
         should_stop: asked after each step, for a pause button; True ends the call as Ctrl-C does.
 
     Raises:

@@ -117,6 +117,29 @@ def test_more_processes_than_micro_batches_are_refused(recipe, tmp_path, monkeyp
         train.fit(recipe, tmp_path, accelerator="cpu")
 
 
+@pytest.mark.parametrize(
+    ("device", "accelerator", "expected"),
+    [("cpu", "auto", ("cpu", 1)), ("cuda", "auto", ("cuda", 1)), ("cuda:1", "auto", ("cuda", [1])),
+     ("cuda:1", "cpu", ("cpu", 1))],
+)  # fmt: skip
+def test_alone_the_device_is_the_one_that_srlab_device_names(device, accelerator, expected, monkeypatch):
+    import lightning_fabric
+
+    asked = {}
+    monkeypatch.setattr(lightning_fabric, "Fabric", lambda **options: asked.update(options))
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)  # this machine has it
+    monkeypatch.setenv("SRLAB_DEVICE", device)
+    team.Team(accelerator)
+    assert (asked["accelerator"], asked["devices"]) == expected
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("SRLAB_DEVICE", "cuda:77")
+    with pytest.raises(ValueError, match="SRLAB_DEVICE is 'cuda:77', but torch cannot use it"):
+        team.Team()
+    assert team.Team("cpu").device == torch.device("cpu")
+
+
 def test_every_micro_batch_is_computed_by_one_process():
     for size in (1, 2, 3, 5):
         shares = []
