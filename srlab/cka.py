@@ -311,11 +311,19 @@ def half_sample_interval(estimate: Tensor, draws: Tensor, n: int, level: float =
     alike examples and lifts CKA. In simulations with a known CKA such 95 % intervals covered it in 45 to 86 % of the
     cases, these in 90 to 100 %. Taken on Fisher's z = atanh, which stays in [-1, 1], with Student's t.
     """
-    edge, half = 1 - 1e-12, n // 2
-    scatter = draws.clamp(-edge, edge).atanh().std(dim=0) * math.sqrt(half / (n - half))
-    reach = scatter * float(stats.t.ppf((1 + level) / 2, n - 1))
-    centre = estimate.clamp(-edge, edge).atanh()
+    reach, centre = half_sample_reach(fisher(draws), n, level), fisher(estimate)
     return (centre - reach).tanh(), (centre + reach).tanh()
+
+
+def fisher(similarity: Tensor) -> Tensor:
+    """Fisher's z = atanh of a correlation, finite even at -1 and 1."""
+    return similarity.clamp(-1 + 1e-12, 1 - 1e-12).atanh()
+
+
+def half_sample_reach(draws: Tensor, n: int, level: float = 0.95) -> Tensor:
+    """Half the length of an interval, from draws (n_resamples, ...) of a number in random halves of n pictures."""
+    half = n // 2
+    return draws.std(dim=0) * math.sqrt(half / (n - half)) * float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
 def _halves(n: int, n_resamples: int, seed: int) -> Tensor:

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -45,8 +44,14 @@ def lr_pictures(name: str | os.PathLike, scale: int) -> list[Tensor]:
 def crop_alike(pictures: Sequence[Tensor]) -> list[Tensor]:
     """All pictures (..., h, w) cut to the smallest height and width among them, at the top left (as the protocol of
     pictures as examples was described by an author of the paper)."""
+    _check_some(pictures)
     height, width = (min(picture.shape[axis] for picture in pictures) for axis in (-2, -1))
     return [picture[..., :height, :width] for picture in pictures]
+
+
+def _check_some(pictures: Sequence[Tensor]) -> None:
+    if not len(pictures):
+        raise ValueError("no pictures, expected at least one: an empty folder, or a choice that left none?")
 
 
 # reading layers
@@ -174,8 +179,11 @@ class Comparison:
         """Similarity of a cell, or mean over several, with its 95 % interval over pictures; default: the last cell.
 
         With too few pictures for an interval its ends are NaN.
+
+        Raises:
+            ValueError: no cells, such as the blocks of a model with one layer, or cells that were not compared.
         """
-        chosen = self._columns(cells or self.cells[-1:])
+        chosen = self._columns(self.cells[-1:] if cells is None else cells)
         estimate = self.estimates[debiased][chosen].mean()
         if not self.draws:
             return Interval(math.nan, math.nan, float(estimate), self.pictures, method="none: too few pictures")
@@ -200,12 +208,11 @@ class Comparison:
         if not self.draws:
             return Interval(math.nan, math.nan, gap, self.pictures, method="none: too few pictures")
         own, *rest = (c.draws[debiased][:, c._columns(over(c))].mean(dim=1) for c in (self, *others))
-        scatter = float((_fisher(own) - _fisher(torch.stack(rest).mean(dim=0))).std())
-        n, half = self.pictures, self.pictures // 2
-        reach = scatter * math.sqrt(half / (n - half)) * float(stats.t.ppf(0.975, n - 1))
-        other = math.atanh(min(max(mine - gap, -1 + 1e-12), 1 - 1e-12))
+        draws = cka.fisher(own) - cka.fisher(torch.stack(rest).mean(dim=0))
+        reach = float(cka.half_sample_reach(draws, self.pictures))
+        other = float(cka.fisher(torch.tensor(mine - gap, dtype=torch.float64)))
         low, high = (mine - math.tanh(other - side * reach) for side in (-1, 1))
-        return Interval(low, high, gap, n, method="half-samples")
+        return Interval(low, high, gap, self.pictures, method="half-samples")
 
     def matrix(self, debiased: bool = True) -> pd.DataFrame:
         """Layers of the first model by layers of the second; NaN where nothing was computed."""
@@ -216,14 +223,11 @@ class Comparison:
         return table
 
     def _columns(self, cells: Sequence[tuple[str, str]]) -> list[int]:
-        unknown = [cell for cell in cells if cell not in self.cells]
-        if unknown or not cells:
+        if not cells:
+            raise ValueError("a mean over no cells, expected one or more: blocks of a comparison with one layer?")
+        if unknown := [cell for cell in cells if cell not in self.cells]:
             raise ValueError(f"no cells {unknown} here, expected some of {self.cells}")
         return [self.cells.index(cell) for cell in cells]
-
-
-def _fisher(similarity: Tensor) -> Tensor:
-    return similarity.clamp(-1 + 1e-12, 1 - 1e-12).atanh()
 
 
 def last_cell(comparison: Comparison) -> list[tuple[str, str]]:
@@ -286,7 +290,7 @@ def compare_all(
 
     Args:
         readers: name -> reader.
-        pairs: which to compare; their names are those of `readers`.
+        pairs: which to compare, one given twice is compared once; their names are those of `readers`.
         reductions: any name -> what an example is; several of one example a picture share a pass.
         pictures, n_resamples, seed: as in `layer_matrix`.
         step: with pixels as examples take every `step`-th row and column only.
@@ -294,7 +298,13 @@ def compare_all(
 
     Returns:
         (name of the reduction, pair) -> comparison.
+
+    Raises:
+        ValueError: no pictures, or no pairs.
     """
+    _check_some(pictures)
+    if not (pairs := list(dict.fromkeys(pairs))):
+        raise ValueError("no pairs to compare, expected one or more of `every_layer` or `same_layers`")
     found: dict[tuple[str, Pair], Comparison] = {}
     for name, reduction in reductions.items():
         if reduction is features.pixels_as_examples:
@@ -364,8 +374,9 @@ def picture_grams(
     the pictures for each.
 
     Raises:
-        ValueError: a reduction that does not give one row a picture, or pictures of different sizes.
+        ValueError: a reduction that does not give one row a picture, pictures of different sizes, or none.
     """
+    _check_some(pictures)
     first = read(pictures[0])
     size = max(maps.numel() * maps.element_size() for maps in first.values()) * len(pictures)
     at_once = max(1, GRAM_BYTES // size)

@@ -4,8 +4,10 @@ import copy
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from srlab import cka, compare, features, models
@@ -180,11 +182,61 @@ def test_a_difference_is_paired_so_that_it_is_surer_than_its_parts(pictures):
     assert nothing.mean == pytest.approx(gap.mean / 2, abs=1e-12)
 
 
+def test_the_interval_of_a_difference_is_that_of_scipy_on_fishers_z():
+    """Nine pictures, so halves of four: scatter times sqrt(4 / 5) and Student's t with eight degrees of freedom."""
+    generator, cell = torch.Generator().manual_seed(0), (("layer", "layer"),)
+    drawn = [0.6 + 0.1 * torch.randn(50, 1, generator=generator, dtype=torch.float64) for _ in range(3)]
+    here, *others = (
+        compare.Comparison(cell, {True: torch.tensor([value], dtype=torch.float64)}, {True: draws}, 9, 9)
+        for value, draws in zip((0.7, 0.6, 0.4), drawn, strict=True)
+    )
+    gap = here.minus(*others, over=compare.last_cell)
+    own, first, second = (draws.numpy()[:, 0] for draws in drawn)
+    scatter = np.std(np.arctanh(own) - np.arctanh((first + second) / 2), ddof=1)
+    low, high = stats.t.interval(0.95, 8, loc=np.arctanh(0.5), scale=scatter * np.sqrt(4 / 5))
+    assert (gap.low, gap.mean, gap.high) == pytest.approx((0.7 - np.tanh(high), 0.2, 0.7 - np.tanh(low)), abs=1e-12)
+
+
+def test_a_mean_over_no_cells_is_refused(pictures):
+    model = tiny()
+    found = compare.layer_matrix(model, model, pictures[:4], ["encoder"], ["encoder"])
+    assert compare.block_cells(found) == []
+    assert found.mean(None).mean == found.mean().mean == pytest.approx(1, abs=1e-9)
+    with pytest.raises(ValueError, match=r"a mean over no cells.*one layer"):
+        found.mean(compare.block_cells(found))
+    with pytest.raises(ValueError, match="a mean over no cells"):
+        found.minus(found, over=compare.block_cells)
+    with pytest.raises(ValueError, match=r"no cells \[\('encoder', 'x'\)\] here"):
+        found.mean([("encoder", "x")])
+
+
+def test_a_pair_given_twice_is_compared_once(pictures):
+    readers = {"a": compare.Reader(tiny(1)), "b": compare.Reader(tiny(2))}
+    pair = compare.same_layers("a", "b", ["encoder"], ["encoder"])
+    for reduction in (features.pixels_as_examples, features.pooled_as_examples):
+        once, twice = (compare.compare_all(readers, [pair] * n, pictures, {"": reduction}) for n in (1, 2))
+        assert list(twice) == [("", pair)]
+        assert twice["", pair].examples == once["", pair].examples
+        assert twice["", pair].mean() == once["", pair].mean()
+
+
+def test_nothing_to_compare_is_refused():
+    model = tiny()
+    for reduction in (None, features.pictures_as_examples):
+        with pytest.raises(ValueError, match="no pictures, expected at least one"):
+            compare.layer_matrix(model, model, [], reduction=reduction)
+    with pytest.raises(ValueError, match="no pictures, expected at least one"):
+        compare.crop_alike([])
+    with pytest.raises(ValueError, match="no pairs to compare"):
+        compare.compare_all({}, [], [torch.zeros(1, 3, 8, 8)], {"": features.pixels_as_examples})
+
+
 def test_few_pictures_give_a_number_and_no_interval(pictures):
     a, b = tiny(1), tiny(2)
     found = compare.layer_matrix(a, b, pictures[:3])
     assert 0 < found.mean().mean < 1
     assert math.isnan(found.mean().low)
+    assert str(found.mean()).endswith(" (no interval)")
     assert math.isnan(found.minus(found, over=compare.last_cell).low)
 
 
