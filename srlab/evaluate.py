@@ -7,12 +7,14 @@ Scores of all named models on the benchmark sets ship in `data/results/benchmark
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
 import io
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,10 +87,11 @@ def upscale(
 
     Returns:
         (3, h * scale, w * scale) or with batch axis, as `lr` came: 8-bit in, 8-bit out; float in, float out, not
-        clamped. On the device of `lr`.
+        clamped. On the device of `lr`; computed on the device and in the precision of the model's weights.
 
     Raises:
-        ValueError: `lr` is no picture, or the model returned another size than it should.
+        ValueError: `lr` is no picture, the model returned another size than it should, or memory does not suffice.
+        TypeError: `lr` is neither uint8 nor float.
         ScaleError: the model cannot serve this scale.
     """
     scale = checked_scale(scale)
@@ -96,19 +99,22 @@ def upscale(
         raise ValueError(f"lr has shape {tuple(lr.shape)}, expected (3, h, w) or (B, 3, h, w)")
     if tile is not None and tile < 0:
         raise ValueError(f"tile is {tile}, expected a side in LR pixels, 0 for no tiles or None to decide by size")
+    if not torch.isfinite(lr).all():
+        raise ValueError("lr holds NaN or infinite values, expected brightness in [0, 1]: was something divided by 0?")
     eight_bit = lr.dtype == torch.uint8
     batch = lr if lr.ndim == 4 else lr[None]  # (B, 3, h, w)
     h, w = batch.shape[-2:]
     if tile is None:
         tile = TILE if h * w > WHOLE_PIXELS else 0
     tiles = list(_tiles(h, w, tile or max(h, w), _overlap(model) if tile else 0))
-    device = next((p.device for p in model.parameters()), lr.device) if isinstance(model, nn.Module) else lr.device
-    sr = torch.empty(len(batch), 3, h * scale, w * scale, dtype=batch.dtype, device=lr.device)
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    weight = next((p for p in parameters if p.is_floating_point()), None)
     run = _eight_ways if self_ensemble else _once
-    with _evaluation(model):
+    with _evaluation(model), _memory_named(h, w, scale):
+        sr = torch.empty(len(batch), 3, h * scale, w * scale, dtype=batch.dtype, device=lr.device)
         for part in tqdm(tiles, desc=f"x{scale}", unit="tile", disable=not progress or len(tiles) == 1, leave=False):
-            piece = batch[..., *part.read]
-            piece = (images.to_float(piece) if eight_bit else piece).to(device)
+            piece = images.to_float(batch[..., *part.read])
+            piece = piece if weight is None else piece.to(weight)  # its device and its precision
             painted = run(model, piece.contiguous(memory_format=torch.channels_last), scale)
             kept = painted[..., *(_times(side, scale) for side in part.keep)]
             sr[..., *(_times(side, scale) for side in part.place)] = images.to_uint8(kept) if eight_bit else kept
@@ -136,7 +142,7 @@ def benchmark(
         protocol: how PSNR and SSIM are taken; its sentence is in the table's `attrs["protocol"]`.
         progress: show a bar.
         partial: CSV file that receives each row at once; a killed run finds its rows there and goes on. Rows of other
-            weights, pictures, another scale or protocol are not taken for this one's.
+            weights or sizes of the model, pictures, another tile, scale or protocol are not taken for this one's.
 
     Returns:
         A row per picture: dataset, scale, image, psnr_y (dB; infinite for identical pictures), ssim_y, seconds
@@ -150,8 +156,11 @@ def benchmark(
     scale = checked_scale(scale)
     key = {"dataset": pictures.name, "scale": scale, "model": fingerprint(model), "ensemble": int(self_ensemble)}
     key["protocol"] = protocol.line(scale)
-    if partial:  # two folders may have one name
+    if partial:  # two folders may have one name, and two models the same weights
         key["pictures"] = pictures.sha256()[:12]
+        key["tile"] = "by size" if tile is None else tile
+        config = json.dumps(getattr(model, "config", None), sort_keys=True, default=str)
+        key["config"] = runtime.text_sha256(config)[:12]
     done = _rows_so_far(partial, key)
     rows = []
     bar = tqdm(pictures.names, desc=f"{pictures.name} x{scale}", unit="picture", disable=not progress, leave=False)
@@ -229,7 +238,8 @@ def fingerprint(model: Model) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().numpy().tobytes())  # in the order of the indices, however it lies in memory
+        in_order = value.detach().cpu().flatten().contiguous()  # of the indices, however it lies in memory
+        digest.update(in_order.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()[:12]
 
 
@@ -323,6 +333,20 @@ def _eight_ways(model: Model, lr: Tensor, scale: int) -> Tensor:
     return total / 8
 
 
+@contextlib.contextmanager
+def _memory_named(h: int, w: int, scale: int) -> Iterator[None]:
+    """Say how large the picture is when memory does not suffice, where torch says how many bytes it wanted."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not re.search("allocate|out of memory|overflow", str(error), re.IGNORECASE):
+            raise
+        raise ValueError(
+            f"{w} x {h} pixels at x{scale} become {w * scale} x {h * scale}, for which memory does not suffice: take a "
+            f"smaller scale, smaller tiles or a part of the picture"
+        ) from error
+
+
 class _evaluation:
     """Evaluation mode for the time of a `with`, then back to what it was."""
 
@@ -379,7 +403,7 @@ def _rows_so_far(partial: Path | None, key: dict[str, object]) -> dict[str, dict
         runtime.atomic_write(partial, lambda draft: draft.write_text(whole, encoding="utf-8"))
     if not whole:
         return {}
-    table = pd.read_csv(io.StringIO(whole), dtype={"image": str, "model": str, "pictures": str})
+    table = pd.read_csv(io.StringIO(whole), dtype=dict.fromkeys([*key, "image"], str), keep_default_na=False)
     columns = ["image", "psnr_y", "ssim_y", "seconds"]
     if absent := [name for name in [*key, *columns] if name not in table]:
         raise ValueError(
@@ -387,7 +411,7 @@ def _rows_so_far(partial: Path | None, key: dict[str, object]) -> dict[str, dict
             f"{', '.join(absent)}. Choose another name, or delete it"
         )
     for name, value in key.items():
-        table = table[table[name].astype(str) == str(value)]
+        table = table[table[name] == str(value)]
     return {row["image"]: row for row in table[columns].to_dict("records")}
 
 

@@ -1,5 +1,6 @@
 """Upscaling in tiles, self-ensemble, tables of scores, and the scores that ship with the project."""
 
+import copy
 import math
 from fractions import Fraction
 from types import SimpleNamespace
@@ -78,6 +79,33 @@ def test_upscaling_leaves_the_model_in_the_mode_it_was_in(model):
 def test_something_that_is_no_picture_is_refused(model, lr):
     with pytest.raises(ValueError, match="expected \\(3, h, w\\)"):
         evaluate.upscale(model, lr, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("self_ensemble", [False, True])
+def test_a_model_of_any_precision_takes_pictures_of_any_precision(model, dtype, self_ensemble):
+    other = copy.deepcopy(model).to(dtype)
+    lr = torch.rand(3, 9, 8)
+    expected = evaluate.upscale(model, lr, 2, self_ensemble=self_ensemble)
+    for picture in (lr, lr.double(), lr.bfloat16()):
+        sr = evaluate.upscale(other, picture, 2, self_ensemble=self_ensemble)
+        assert sr.dtype == picture.dtype
+        torch.testing.assert_close(sr.float(), expected, rtol=0, atol=0.02)
+    assert evaluate.upscale(other, images.to_uint8(lr), 2).dtype == torch.uint8
+    assert evaluate.fingerprint(other) != evaluate.fingerprint(model)
+
+
+def test_a_picture_that_holds_nan_is_not_blamed_on_the_weights(model):
+    with pytest.raises(ValueError, match="lr holds NaN"):
+        evaluate.upscale(model, torch.full((3, 8, 8), math.nan), 2)
+    with pytest.raises(TypeError, match="got torch"):
+        evaluate.upscale(model, torch.zeros(3, 8, 8, dtype=torch.int64), 2)
+
+
+@pytest.mark.parametrize("scale", [10**6, 10**12])
+def test_a_picture_too_large_for_memory_is_named_by_its_size(model, scale):
+    with pytest.raises(ValueError, match=f"become {9 * scale} x {8 * scale}, for which memory does not suffice"):
+        evaluate.upscale(model, torch.zeros(3, 8, 9), scale)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +200,27 @@ def test_rows_of_other_pictures_under_the_same_names_are_not_taken_over(folder, 
     )
     assert set(first["dataset"]) == set(second["dataset"])
     assert not set(first["psnr_y"]) & set(second["psnr_y"])
+
+
+def test_rows_of_another_tile_or_of_another_model_with_the_same_weights_are_not_taken_over(folder, tmp_path):
+    plain, averaged = (
+        models.build("edsr-nano", "igconv", implicit_dim=16, hidden_layers=1, fgrep=fgrep) for fgrep in (False, True)
+    )
+    averaged.load_state_dict(plain.state_dict())
+    partial = tmp_path / "scores.csv"
+    for model, tile in ((plain, None), (averaged, None), (averaged, 8)):
+        evaluate.benchmark(model, folder, 2, tile=tile, progress=False, partial=partial)
+    assert len(pd.read_csv(partial)) == 3 * len(folder_names(folder))
+
+
+def test_names_that_look_like_numbers_or_gaps_are_names(tmp_path):
+    for name in ("NA", "nan", "1.50"):
+        images.save_image(tmp_path / "007" / f"{name}.png", torch.rand(3, 24, 24))
+    partial = tmp_path / "scores.csv"
+    for _ in range(2):
+        table = evaluate.benchmark(evaluate.Bicubic(), tmp_path / "007", 2, progress=False, partial=partial)
+        assert list(table["image"]) == ["1.50", "NA", "nan"]
+    assert len(partial.read_text().splitlines()) == 4  # the second time nothing was scored
 
 
 def test_a_table_of_another_kind_is_not_gone_on_with(folder, tmp_path):
