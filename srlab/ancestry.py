@@ -278,8 +278,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns measure, condition, against, difference, low, high (95 % over seeds), p (`seed_p`, for one seed against
-        nothing shared, one-sided: only "more alike" is asked), verdict: "more alike", "less alike" or "not told apart", by p where there is one, else by
-        whether the interval holds 0.
+        nothing shared, one-sided: only "more alike" is asked), verdict: "more alike", "less alike" or "not told
+        apart", by p where there is one, else by whether the interval holds 0.
     """
     there = set(zip(table.measure, table.condition, strict=True))
     lines = []
