@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ def _heads(head: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         heads = [head(channels, scale, **sizes) for scale in scales]
         return heads[0] if len(heads) == 1 else upsamplers.SeparateHeads(heads)
 
-    make.__signature__ = inspect.signature(head)
+    make.__signature__ = inspect.signature(head, eval_str=True)
     return make
 
 
@@ -59,7 +61,7 @@ def _any_scale(upsampler: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def make(channels: int, scales: tuple[int, ...], **sizes: Any) -> nn.Module:
         return upsampler(channels, **sizes)
 
-    make.__signature__ = inspect.signature(upsampler)
+    make.__signature__ = inspect.signature(upsampler, eval_str=True)
     return make
 
 
@@ -178,18 +180,18 @@ def build(
         sizes: replaces any size of the named encoder (`channels`, `blocks`, ...) or upsampler (`implicit_dim`, ...).
 
     Raises:
-        ValueError: unknown name or size, the message lists the valid ones; or a skip beside "igconv+".
-        ScaleError: a scale that is no whole number of at least 1.
+        ValueError: unknown name or size, the message lists the valid ones; a value that no model can be made with; or
+            a skip beside "igconv+".
+        ScaleError: a scale that is no whole number of at least 1, or is there twice.
     """
-    encoder_class, encoder_sizes, usual_mean = _named("encoder", encoder, ENCODERS)
-    make_upsampler = _named("upsampler", upsampler, UPSAMPLERS)
+    check_names(encoder, upsampler, scales, {"mean": mean, "img_range": img_range, "skip": skip, **sizes})
+    encoder_class, encoder_sizes, usual_mean = ENCODERS[encoder]
     scales = tuple(checked_scale(scale) for scale in scales)
-    for_encoder, for_upsampler = _split_sizes(encoder, upsampler, sizes)
-    encoder_sizes, upsampler_sizes = {**encoder_sizes, **for_encoder}, for_upsampler
+    for_encoder, upsampler_sizes = _split_sizes(encoder, upsampler, sizes)
     make_skip = _skip_beside(upsampler, skip)
-    body = encoder_class(**encoder_sizes)
+    body = encoder_class(**{**encoder_sizes, **for_encoder})
     mean = list(usual_mean if mean is None else mean)
-    head = make_upsampler(body.channels, scales, **upsampler_sizes)
+    head = UPSAMPLERS[upsampler](body.channels, scales, **upsampler_sizes)
     if make_skip:  # the model adds the mean colour to the sum
         head = upsamplers.WithSkip(head, make_skip([img_range * colour for colour in mean]))
     return SRModel(
@@ -211,7 +213,7 @@ def build(
 
 
 def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         near = difflib.get_close_matches(str(name), table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(table)}{hint}")
@@ -228,23 +230,55 @@ def _skip_beside(upsampler: str, skip: str | None) -> Callable[..., nn.Module] |
 
 def _split_sizes(encoder: str, upsampler: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sizes that belong to the encoder and those that belong to the upsampler."""
-    encoder_takes = set(inspect.signature(ENCODERS[encoder][0]).parameters)
-    upsampler_takes = set(inspect.signature(UPSAMPLERS[upsampler]).parameters) - {"channels", "scale"}
-    for name in sizes:
-        if name not in encoder_takes | upsampler_takes:
+    encoder_takes = inspect.signature(ENCODERS[encoder][0], eval_str=True).parameters
+    upsampler_takes = dict(inspect.signature(UPSAMPLERS[upsampler]).parameters)
+    for name in ("channels", "scale"):
+        upsampler_takes.pop(name, None)
+    for name, value in sizes.items():
+        if name not in encoder_takes and name not in upsampler_takes:
             raise ValueError(
                 f"unknown size {name!r}: {encoder} takes {sorted(encoder_takes)}, {upsampler} {sorted(upsampler_takes)}"
             )
+        _check_size(name, value, (encoder_takes.get(name) or upsampler_takes[name]).annotation)
     for_encoder = {name: value for name, value in sizes.items() if name in encoder_takes}
     return for_encoder, {name: value for name, value in sizes.items() if name not in encoder_takes}
 
 
 def check_names(encoder: str, upsampler: str, scales: Sequence[int], options: Mapping[str, Any] | None = None) -> None:
-    """Raise what `build` would raise for these names, scales and the names of `options`, without building anything."""
+    """Raise what `build` would raise for these names, scales and `options`, without building anything."""
     _named("encoder", encoder, ENCODERS)
     _named("upsampler", upsampler, UPSAMPLERS)
-    _skip_beside(upsampler, (options or {}).get("skip"))
-    for scale in scales:
-        checked_scale(scale)
-    own = {name for name, about in inspect.signature(build).parameters.items() if about.kind is about.KEYWORD_ONLY}
-    _split_sizes(encoder, upsampler, {name: value for name, value in (options or {}).items() if name not in own})
+    if len({checked_scale(scale) for scale in scales}) < len(scales):
+        raise ScaleError(f"scales are {tuple(scales)}, expected each one once")
+    sizes = dict(options or {})
+    _skip_beside(upsampler, sizes.pop("skip", None))
+    mean, img_range = sizes.pop("mean", None), sizes.pop("img_range", 1.0)
+    three = isinstance(mean, Sequence) and len(mean) == 3 and all(map(_is_number, mean))
+    _require("mean", mean, mean is None or three, "three finite numbers, one for each colour, or None")
+    fits = _is_number(img_range) and img_range > 0
+    _require("img_range", img_range, fits, "a finite number above 0: what an input value of 1 becomes")
+    _split_sizes(encoder, upsampler, sizes)
+
+
+def _check_size(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the parameter's type, or that no layer can have."""
+    if kind is bool:
+        _require(name, value, isinstance(value, bool), "True or False")
+    elif kind is float:
+        _require(name, value, _is_number(value), "a finite number")
+        _require(name, value, value > 0 or name != "expansion", "a number above 0: widths are multiplied by it")
+    elif kind is int:
+        least = 0 if name == "hidden_layers" else 1
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+        _require(name, value, whole, f"a whole number of at least {least}")
+        if name == "kernel_size":
+            _require(name, value, value % 2 == 1, "an odd number: an even kernel has no middle, and shifts the picture")
+
+
+def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"size {name} is {value!r}, expected {expected}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

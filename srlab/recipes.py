@@ -13,7 +13,7 @@ import inspect
 import itertools
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,12 +107,16 @@ class Recipe:
     """Steps per checkpoint."""
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(Recipe).items():
+            is_one, expected = _KINDS[kind]
+            self._require(name, is_one(getattr(self, name)), expected)
         for name in ("steps", "micro_batch", "micro_batches", "patch", "log_every", "save_every", "validate_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "patch", self.patch >= 8, "at least 8 LR pixels: smaller crops show an encoder mostly its own border"
         )
         self._require("scales", len(self.scales) >= 1, "at least one scale, such as (2, 3, 4)")
+        self._require("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
         self._require("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1")
         self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two values in [0, 1)")
         self._require("ema", 0 <= self.ema < 1, "in [0, 1)")
@@ -162,6 +166,31 @@ class Recipe:
     def model_name(self) -> str:
         """Encoder, upsampler and sizes in one word, as run folders are called."""
         return "-".join([self.encoder, self.upsampler, *(f"{name}={value}" for name, value in self.sizes.items())])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(kind, value))
+
+
+# type of a field -> whether a value is one, in words
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_whole, "a whole number"),
+    float: (_is_number, "a finite number"),
+    float | None: (lambda value: value is None or _is_number(value), "a finite number, or None"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    str: (lambda value: isinstance(value, str), "text"),
+    tuple[int, ...]: (_are(_is_whole), "whole numbers in a tuple, such as (2, 3, 4)"),
+    tuple[float, float]: (_are(_is_number), "two finite numbers in a tuple"),
+    Sizes: (lambda value: isinstance(value, Mapping), "names with values, such as {'channels': 16}"),
+}
 
 
 def _recipes() -> dict[str, tuple[Recipe, str]]:

@@ -93,9 +93,25 @@ def test_a_picture_of_the_wrong_kind_is_refused(lr):
         ("edsr-tiny", "igconv", {"width": 3}, "unknown size 'width'"),
         ("edsr-tiny", "igconv", {"skip": "bicubik"}, "did you mean 'bicubic'"),
         ("edsr-tiny", "igconv+", {"skip": "bilinear"}, "adds the input picture itself"),
+        (["edsr-tiny"], "igconv", {}, "unknown encoder"),
+        ("edsr-tiny", "igconv", {"scales": (2, 2)}, "expected each one once"),
+        ("edsr-tiny", "igconv", {"channels": -4}, "size channels is -4, expected a whole number of at least 1"),
+        ("edsr-tiny", "igconv", {"channels": "abc"}, "size channels is 'abc', expected a whole number"),
+        ("edsr-tiny", "igconv", {"channels": True}, "size channels is True, expected a whole number"),
+        ("edsr-tiny", "igconv", {"blocks": 1.5}, "size blocks is 1.5"),
+        ("edsr-tiny", "igconv", {"max_scale": 0}, "size max_scale is 0"),
+        ("edsr-tiny", "igconv", {"res_scale": "a"}, "size res_scale is 'a', expected a finite number"),
+        ("edsr-tiny", "igconv", {"fgrep": 1}, "size fgrep is 1, expected True or False"),
+        ("edsr-tiny", "spconv", {"kernel_size": 2}, "size kernel_size is 2, expected an odd number"),
+        ("smfanet", "igconv", {"expansion": 0.0}, "size expansion is 0.0"),
+        ("edsr-tiny", "igconv", {"mean": 0.5}, "size mean is 0.5, expected three finite numbers"),
+        ("edsr-tiny", "igconv", {"mean": (0.1,)}, "expected three finite numbers"),
+        ("edsr-tiny", "igconv", {"mean": "abc"}, "expected three finite numbers"),
+        ("edsr-tiny", "igconv", {"img_range": 0}, "size img_range is 0, expected a finite number above 0"),
+        ("edsr-tiny", "igconv", {"img_range": float("inf")}, "size img_range is inf"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_known_ones(encoder, upsampler, sizes, message):
+def test_what_no_model_can_be_made_of_is_refused_in_words(encoder, upsampler, sizes, message):
     with pytest.raises(ValueError, match=message):
         models.build(encoder, upsampler, **sizes)
 

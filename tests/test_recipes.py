@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from srlab import models, recipes
+from srlab import models, recipes, runtime, weights
 from srlab.recipes import RECIPES, Recipe, Sizes
 
 TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, warmup=2, learning_rate=1e-3, final_learning_rate=1e-5)
@@ -30,6 +30,23 @@ TINY = Recipe("edsr-tiny", "igconv", scales=(2, 3), steps=10, warmup=2, learning
         ({"validation": "bsd400"}, "other pictures than those trained on"),
         ({"validate_every": 0}, "at least 1"),
         ({"upsampler": "spconv", "sizes": {"fgrep": True}}, "unknown size 'fgrep'"),
+        ({"steps": 2.5}, "steps is 2.5, expected a whole number"),
+        ({"micro_batch": "4"}, "micro_batch is '4', expected a whole number"),
+        ({"micro_batches": True}, "micro_batches is True, expected a whole number"),
+        ({"warmup": 1e9}, "warmup is 1000000000.0, expected a whole number"),
+        ({"scales": 2}, r"scales is 2, expected whole numbers in a tuple, such as \(2, 3, 4\)"),
+        ({"scales": (2, 2)}, r"scales are \(2, 2\), expected each one once"),
+        ({"seed": -1}, "seed is -1, expected from 0"),
+        ({"seed": 2**70}, "expected from 0"),
+        ({"fft_weight": float("inf")}, "fft_weight is inf, expected a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected a finite number"),
+        ({"final_learning_rate": "0"}, "expected a finite number, or None"),
+        ({"betas": (0.9, "0.99")}, "expected two finite numbers"),
+        ({"compile": "no"}, "compile is 'no', expected True or False"),
+        ({"data": None}, "data is None, expected text"),
+        ({"sizes": 3}, "sizes is 3, expected names with values"),
+        ({"sizes": {"channels": "abc"}}, "size channels is 'abc', expected a whole number of at least 1"),
+        ({"sizes": {"mean": 0.5}}, "size mean is 0.5, expected three finite numbers"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_any_work(change, message):
@@ -75,6 +92,18 @@ def test_every_encoder_has_recipes_and_every_recipe_says_where_its_values_come_f
 def test_a_misspelt_field_is_answered_with_the_nearest_one():
     with pytest.raises(ValueError, match="unknown field 'learnin_rate'; did you mean 'learning_rate'"):
         Recipe.from_dict({"learnin_rate": 1e-3})
+
+
+def test_the_recipe_in_the_header_of_every_bundled_file_can_be_read():
+    files = sorted(runtime.repo_data("weights").rglob("*.safetensors"))
+    written = [(header["config"], header["card"].get("recipe")) for header in map(weights.read_header, files)]
+    recipes_read = [Recipe.from_dict(recipe) for _, recipe in written if recipe]
+    assert len(recipes_read) >= 10
+    for recipe in recipes_read:
+        assert isinstance(recipe.sizes, Sizes)
+    for config, _ in written:
+        options = {name: value for name, value in config.items() if name not in ("encoder", "upsampler", "scales")}
+        models.check_names(config["encoder"], config["upsampler"], config["scales"], options)
 
 
 def test_a_recipe_survives_json():
