@@ -36,8 +36,11 @@ def pattern(name: str, size: int, frequency: float) -> Tensor:
 
     Args:
         name: one of `PATTERNS`.
-        size: side in pixels; for "photo" at most 300.
+        size: side in pixels; for "photo" at most 362.
         frequency: cycles per pixel, of the grating; the others hold all frequencies at once.
+
+    Raises:
+        ValueError: no such pattern, or a photograph larger than there is.
     """
     if name == "grating":
         return spectra.grating(size, frequency, angle=30.0, channels=3)
@@ -47,8 +50,10 @@ def pattern(name: str, size: int, frequency: float) -> Tensor:
         return text_pattern(size)
     if name == "photo":
         photographs = datasets.load("demo")
-        photograph = photographs.image(photographs.names.index("astronaut"))
-        return images.to_float(photograph[:, 30 : 30 + size, 150 : 150 + size])
+        photograph = photographs.image(photographs.names.index("astronaut"))[:, 30:, 150:]
+        if size > (largest := min(photograph.shape[1:])):
+            raise ValueError(f"size is {size}, expected at most {largest} for the photograph: it ends there")
+        return images.to_float(photograph[:, :size, :size])
     raise ValueError(f"no test pattern {name!r}: expected one of {', '.join(PATTERNS)}")
 
 
@@ -85,7 +90,7 @@ class Lens:
         methods: name -> callable (lr (B, 3, h, w), scale) -> sr.
         scale: upsampling factor.
         frequencies: the stops of the slider, in cycles per HR pixel.
-        size: HR side, a multiple of `scale`.
+        size: HR side, a multiple of `scale`, at most 362 (see `pattern`).
     """
 
     def __init__(

@@ -22,6 +22,16 @@ def test_only_the_grating_depends_on_the_frequency():
         patterns.pattern("stripes", 48, 0.1)
 
 
+def test_the_photograph_is_cut_from_one_corner_and_no_larger_than_it_is():
+    small, largest = (patterns.pattern("photo", size, 0.1) for size in (96, 362))
+    assert largest.shape == (3, 362, 362)
+    assert torch.equal(largest[:, :96, :96], small)
+    with pytest.raises(ValueError, match="size is 363, expected at most 362"):
+        patterns.pattern("photo", 363, 0.1)
+    with pytest.raises(ValueError, match="size is 400, expected at most 362"):
+        patterns.Lens({}, (0.1,), scale=4, size=400)
+
+
 def test_octaves_side_by_side_share_out_the_picture():
     picture = torch.randn(2, 40, 40, generator=torch.Generator().manual_seed(0))
     centres = [0.5 / 2**0.5 / 2**n for n in range(8)]  # octaves that touch, from 0.5 down
