@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from srlab import models
+from srlab import models, runtime
 from srlab.encoders.edsr import EDSR
 from srlab.encoders.rcan import RCAN
 from srlab.encoders.rdn import RDN
@@ -35,16 +35,6 @@ from srlab.models import SRModel
 from srlab.upsamplers import SPConv, SPConvPlus, count_parameters
 
 FULL_WIDTH_ENCODERS = (EDSR, RCAN, RDN)  # published with SPConv+, the others with SPConv
-
-PAPER_FIGURE = pd.DataFrame(
-    {
-        "paper_parameters": ["7 K", "7 K", "149 K", "35 K"],
-        "paper_ms": [0.41, 0.41, 4.14, 1.97],
-        "paper_mb": [77, 77, 509, 198],
-    },
-    index=["SPConv", "IGConv", "SPConv+", "IGConv+"],
-)
-"""Fig. 1a of the paper: upsamplers on an RTX A6000, features 64 x 360 x 640, x2. Kernels were instantiated before."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +279,19 @@ def upsamplers_compared(
             },
             index=list(modules),
         )
-    return table.join(PAPER_FIGURE) if (scale, channels, tuple(size)) == (2, 64, (360, 640)) else table
+    return table.join(paper_figure()) if (scale, channels, tuple(size)) == (2, 64, (360, 640)) else table
+
+
+def paper_figure() -> pd.DataFrame:
+    """Fig. 1a of the paper: upsamplers on an RTX A6000, features 64 x 360 x 640, x2. Kernels were instantiated before.
+
+    Returns:
+        A row per upsampler: paper_parameters (such as "7 K"), paper_ms, paper_mb.
+    """
+    table = pd.read_csv(runtime.repo_data("paper", "efficiency.csv")).set_index("upsampler")
+    named = {"params_k": "paper_parameters", "latency_ms": "paper_ms", "memory_mb": "paper_mb"}
+    table = table[list(named)].rename(columns=named).rename_axis(None)
+    return table.assign(paper_parameters=table["paper_parameters"].astype(str) + " K")
 
 
 def _reading(module: nn.Module, feats: Tensor, scale: int, lr: Tensor) -> Callable[[], Tensor]:

@@ -80,7 +80,7 @@ def test_the_teaser_sizes_are_the_papers():
     table = efficiency.upsamplers_compared(2, size=(8, 8), repeats=1)
     assert table.parameters.to_dict() == {"SPConv": 6924, "IGConv": 6912, "SPConv+": 149443, "IGConv+": 34560}
     rounded = (table.parameters / 1000).round().astype(int).astype(str) + " K"
-    assert rounded.equals(efficiency.PAPER_FIGURE.paper_parameters.rename("parameters"))
+    assert rounded.equals(efficiency.paper_figure().paper_parameters.rename("parameters"))
     assert (table.gflops * 1e9).round().astype(int).to_dict() == {
         "SPConv": conv_flops(64, 12, 3, 8, 8),
         "IGConv": conv_flops(64, 12, 3, 8, 8),
@@ -89,6 +89,15 @@ def test_the_teaser_sizes_are_the_papers():
     }
     assert (table[["ms", "ratio", "ratio_plus"]] > 0).all(axis=None)
     assert "paper_ms" not in table
+
+
+def test_the_papers_figure_is_read_as_printed():
+    assert efficiency.paper_figure().loc["SPConv+"].to_dict() == {
+        "paper_parameters": "149 K",
+        "paper_ms": 4.14,
+        "paper_mb": 509,
+    }
+    assert list(efficiency.paper_figure().index) == ["SPConv", "IGConv", "SPConv+", "IGConv+"]
 
 
 def test_stored_parameters_are_those_of_the_official_configurations():
