@@ -61,7 +61,13 @@ def draw_error_courses(
 
 @house_style
 def draw_times_to_learn(
-    frequencies: ArrayLike, times: Mapping[str, ArrayLike], *, never: float, xlabel: str, words: Mapping[str, str]
+    frequencies: ArrayLike,
+    times: Mapping[str, ArrayLike],
+    *,
+    never: float,
+    xlabel: str,
+    words: Mapping[str, str],
+    level: float = 0.1,
 ) -> Figure:
     """Steps until each frequency is learnt, a dot per network, the median as a line.
 
@@ -71,6 +77,7 @@ def draw_times_to_learn(
         never: where such dots are drawn, above a line that says so.
         xlabel: what the frequencies are, with their unit.
         words: name of a series -> what its legend adds, such as a rank correlation.
+        level: share of its amplitude to which a frequency's error has fallen at these times.
     """
     fig, [[ax]] = panels.panels(height=3.3)
     x = as_array(frequencies)
@@ -84,7 +91,7 @@ def draw_times_to_learn(
     ax.axhline(0.93 * never, color=FAINT, linewidth=0.8)
     ax.text(0.01, 0.9 * never, "above: not within these steps", va="top", ha="left", fontsize=SMALLEST, color=INK,
             transform=ax.get_yaxis_transform())  # fmt: skip
-    ax.set(xlabel=xlabel, ylabel="steps to 10 % error", yscale="log", xticks=x)
+    ax.set(xlabel=xlabel, ylabel=f"steps to {100 * level:g} % error", yscale="log", xticks=x)
     fig.legend(loc="outside upper center")
     return fig
 

@@ -25,10 +25,18 @@ def test_times_that_never_came_are_drawn_above_the_line_that_says_so():
         np.array([1.0, 2.0]), {"bare": times}, never=1000, xlabel="frequency", words={"bare": "rho 1"}
     )
     (ax,) = fig.axes
+    assert ax.get_ylabel() == "steps to 10 % error"
     median = next(line for line in ax.lines if line.get_label() == "bare: rho 1")
     assert median.get_ydata().tolist() == [20.0, 1000.0]
     dots = np.concatenate([line.get_ydata() for line in ax.lines if line.get_linestyle() == "None"])
     assert sorted(dots) == [10, 20, 30, 100, 1000, 1000]
+
+
+def test_the_axis_of_times_says_to_which_error_they_go():
+    fig = spectral_figures.draw_times_to_learn(
+        [1.0, 2.0], {"bare": np.ones((3, 2))}, never=10, xlabel="frequency", words={"bare": ""}, level=0.05
+    )
+    assert fig.axes[0].get_ylabel() == "steps to 5 % error"
 
 
 def test_painted_pictures_keep_their_places():

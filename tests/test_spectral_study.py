@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import fft
+from scipy import fft, stats
 
 from srlab import kernels, runtime, spectral_study, weights
 
@@ -35,6 +35,28 @@ def test_times_are_the_first_crossings():
     assert len(steps) == len(errors)
     with pytest.raises(ValueError, match="they cross"):
         spectral_study.LineFit(torch.tensor([1.0, 2.0, 3.0]), torch.ones(3, 2, 3)).order()
+
+
+def test_the_order_is_scipys_rank_correlation_mean_over_networks():
+    error = torch.rand(40, 3, 6, generator=torch.Generator().manual_seed(0))  # (looks, networks, frequencies)
+    fit = spectral_study.LineFit(torch.arange(1.0, 7.0), error)
+    expected = [stats.spearmanr(np.arange(6), row).statistic for row in fit.time_to().numpy()]
+    assert fit.order().mean == pytest.approx(np.mean(expected), abs=1e-11)
+    assert fit.order().high - fit.order().low == pytest.approx(
+        2 * stats.t.ppf(0.975, 2) * stats.sem(expected), abs=1e-11
+    )
+
+
+def test_all_frequencies_of_a_large_hyper_network_count(monkeypatch):
+    """Elements far down the list are faster: the quantiles of the first 100,000 would be too slow."""
+    elements, waves = 3000, 100
+    speeds = torch.arange(elements * waves, dtype=torch.float32).view(elements, 1, waves) / (elements * waves)
+    frequency = torch.cat([0.6 * speeds, 0.8 * speeds], dim=1).view(elements, 2 * waves)  # (3, 4, 5) triangles
+    head = type("Head", (), {"hyper": type("Hyper", (), {"frequency": frequency})})
+    monkeypatch.setattr(weights, "load", lambda name: type("Model", (), {"upsampler": head}))
+    assert dict(spectral_study.cycles_per_pixel("large")) == pytest.approx(
+        {"median": 0.5, "95 % quantile": 0.95}, abs=1e-4
+    )
 
 
 def test_networks_side_by_side_do_not_see_each_other():
