@@ -1,4 +1,4 @@
-"""Features: read what any layer of any network computes, and say what counts as an example in it.
+"""Features room: read what any layer of any network computes, and say what counts as an example in it.
 
 In: an `nn.Module` (this project's or a user's own) and the names of layers in it. Out: a dict from layer name to the
 tensor that layer gave in its latest call, detached and copied. Hooks live here and nowhere else, inside a `with`

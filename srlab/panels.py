@@ -1,4 +1,4 @@
-"""What drawings are made of: the house style, its colours, axes and tables of pictures.
+"""Panels room: what drawings are made of, the house style, its colours, axes and tables of pictures.
 
 Below `figures.py`, which holds the `draw_` functions. Arrays and matplotlib axes in, axes out; knows no subject.
 """
