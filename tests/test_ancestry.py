@@ -1,7 +1,6 @@
 """Ancestry: models whose likeness is known, a plan in which all seeds weigh alike, intervals over seeds, the record."""
 
 import copy
-import dataclasses
 import itertools
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy import stats
 
 from srlab import ancestry, controls, fetch, kernel_study, kernels, runtime, sweeps, weights
 from srlab.ancestry import CONDITIONS, MEASURES, NOTHING, ONE_SCALE, PROTOCOL, SEED, TUNED, Pair
+from srlab.recipes import Recipe
 
 QUICK = PROTOCOL._replace(draws=39, resamples=3, untrained=1, shifts=1)
 INPUT, BLOCKS, HIDDEN, FIRST, STORED, ALIGNED, STORED_MEAN, ALIGNED_MEAN = MEASURES
@@ -73,8 +73,7 @@ def test_models_are_those_of_the_sweep():
     for name, recipe in recipes.items():
         path = runtime.repo_data("weights", "provenance", f"{name}.safetensors")
         card = weights._card_of_file(path).notes
-        asked = dataclasses.asdict(recipe)
-        assert {key: tuple(v) if isinstance(v, list) else v for key, v in card["recipe"].items()} == asked
+        assert Recipe.from_dict(card["recipe"]) == recipe
         assert card["step"] == recipe.steps == logs[logs.run == name].step.max()
         if recipe.start_from:
             start = runtime.repo_data("weights", "provenance", f"{recipe.start_from}.safetensors")

@@ -135,6 +135,7 @@ def test_imports_only_run_downwards(path):
     if room == "__init__":
         assert not rooms, "`import srlab` alone loads no room"
         return
+    assert not (homeless := {room, *rooms} - set(FLOOR)), f"{homeless} have no floor in FLOORS of this file"
     upwards = {other for other in rooms if FLOOR[other] <= FLOOR[room] and not other == room == "encoders"}
     assert not upwards, f"{room} imports {upwards}, which stand on its own floor or above"
     if room == "encoders":
@@ -222,11 +223,12 @@ def test_notebooks_ask_predict_read_and_end_in_exercises_with_solutions(path):
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     assert text.splitlines()[0].endswith("?"), "the title is a question"
     wanted = ["**You will see**", "**Needs**", "**Time**", "**Prediction", "**Reading", "## What we learnt"]
-    assert not [part for part in [*wanted, "## Exercises", "## References"] if part not in text]
+    missing = [part for part in [*wanted, "## Exercises", "## References"] if part not in text]
+    assert not missing, f"{path.name} lacks {missing}"
     learnt, exercises = text.split("## What we learnt")[1].split("## Exercises")
     assert "paper" in learnt, "our number stands beside the paper's"
     levels = re.findall(r"^(?:\*\*Exercise \d\*\*|\d\.) \*\((easy|middle|open)\)\*", exercises, re.MULTILINE)
-    assert 3 <= len(levels) <= 5
+    assert 3 <= len(levels) <= 5, f"found exercises {levels}, expected 3 to 5 lines such as 1. *(easy)* ..."
     assert levels == sorted(levels), "easy, middle, open"  # the alphabet happens to agree
     assert (levels[0], levels[-1]) == ("easy", "open")
     solved = [cell for cell in book.cells if "solution" in cell.metadata.get("tags", ())]
@@ -236,7 +238,9 @@ def test_notebooks_ask_predict_read_and_end_in_exercises_with_solutions(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_has_a_lesson_of_45_minutes(path):
     lessons = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
-    lesson = re.search(rf"^## {path.stem[:2]} .+?(?=^## |\Z)", lessons, re.MULTILINE | re.DOTALL)[0]
+    found = re.search(rf"^## {path.stem[:2]} .+?(?=^## |\Z)", lessons, re.MULTILINE | re.DOTALL)
+    assert found, f"TEACHING.md has no lesson ## {path.stem[:2]} ..."
+    lesson = found[0]
     minutes = [tuple(map(int, pair)) for pair in re.findall(r"^\| (\d+)-(\d+) \|", lesson, re.MULTILINE)]
     assert [begin for begin, _ in minutes] == [0, *(end for _, end in minutes[:-1])], "no gap, no overlap"
     assert minutes[-1][1] == 45
