@@ -128,6 +128,11 @@ def test_every_room_has_a_floor():
     assert not unknown, f"{unknown}: say in FLOORS (and in the documentation) where this room stands"
 
 
+def test_no_room_is_too_large_to_be_read_in_one_go():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert not {name: count for name, count in lines.items() if count > 450}, "a second room, with a job of its own?"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_only_run_downwards(path):
     room = room_of(path)
