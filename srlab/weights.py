@@ -11,6 +11,7 @@ RCAN and RDN. `encoders/public.py` knows how public tensors are called. A pickle
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -18,7 +19,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,6 @@ __all__ = [
 ]
 
 HEADER = "srlab"  # key of our JSON in the metadata of a safetensors file
-WRAPPERS = ("params_ema", "params", "state_dict")  # first one found is taken: the released tables used the average
-PARALLEL_PREFIX = "module."  # left behind by torch.nn.DataParallel
 
 PROVENANCE = {
     "A": "x3 and x4 were fine-tuned from x2",
@@ -144,6 +143,11 @@ class _Untold:
     fgrep: bool | None
     scales: tuple[int, ...] | None
 
+    def refuse(self, names: Sequence[str], why: str) -> None:
+        """Raise if one of these arguments was given."""
+        if said := [name for name in names if getattr(self, name) is not None]:
+            raise CheckpointError(f"{', '.join(said)} cannot be chosen: {why}")
+
 
 def names() -> list[str]:
     """Names that `load` knows: published ones first, then those that ship with the project."""
@@ -207,7 +211,7 @@ def load_checkpoint(
     """Read a checkpoint file, or a state dict, as a model in evaluation mode.
 
     Sizes are read from the shapes of the tensors; each tensor must fit, exactly once. What tensors cannot tell is an
-    argument, with the published model's value when left out. None of these applies to files of our own.
+    argument, with the published model's value when left out. Files of our own tell everything themselves.
 
     Args:
         source: a .safetensors file of ours or of a public model's tensors, a .pth file, or a mapping name -> tensor.
@@ -221,15 +225,17 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: damaged, cut short, code inside, unknown architecture, names or shapes that do not fit
-            (the first ones are named), NaN or infinite weights.
+            (the first ones are named), NaN or infinite weights, or an argument that this file has no use for.
     """
     untold = _Untold(res_scale, img_range, max_scale, fgrep, None if scales is None else tuple(scales))
     if isinstance(source, Mapping):
-        return _from_public(_unwrap(source, "the mapping"), "the mapping", untold)
+        with _about("the mapping"):
+            return _from_public(public.unwrap(source), untold)
     path = Path(source)
-    if path.suffix == ".safetensors" and (header := read_header(path)):
-        return _from_ours(path, header)
-    return _from_public(_unwrap(load_tensors(path), str(path)), str(path), untold)
+    header = read_header(path) if path.suffix == ".safetensors" else None
+    content = load_tensors(path)
+    with _about(path):
+        return _from_ours(content, header, untold) if header else _from_public(public.unwrap(content), untold)
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, Any]:
@@ -262,6 +268,7 @@ def save(model: SRModel, path: str | os.PathLike, card: Mapping[str, Any]) -> Pa
 
     Raises:
         ValueError: another suffix, no configuration, or NaN or infinite weights.
+        OSError: the file cannot be written; the disk may be full.
         TypeError: something in the card cannot be written as JSON.
     """
     path = Path(path)
@@ -273,9 +280,13 @@ def save(model: SRModel, path: str | os.PathLike, card: Mapping[str, Any]) -> Pa
             "or instantiated for one scale; save the model it came from, and instantiate after loading"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _check_finite(state, "the model")
+    with _about("the model"):
+        public.check_finite(state)
     header = {HEADER: json.dumps({"config": model.config, "card": dict(card)}, allow_nan=False)}
-    return runtime.atomic_write(path, lambda draft: safetensors.torch.save_file(state, draft, header))
+    try:
+        return runtime.atomic_write(path, lambda draft: safetensors.torch.save_file(state, draft, header))
+    except SafetensorError as error:  # its word for what Python calls an OSError
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _published() -> dict[str, tuple[str, int]]:
@@ -367,65 +378,45 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
                 f"safetensors"
             ) from error
         raise CheckpointError(f"{damaged}: a web page, a text, a plain pickle, or damaged") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # a changed byte can send an unpickler anywhere
         problem = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{damaged}: cut short (a broken download?) or of another kind ({problem})") from error
 
 
-def _unwrap(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """Bare state dict: without a wrapper, without the prefix of parallel training."""
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not content:
-        raise CheckpointError(f"{origin} holds no tensors")
-    other = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if other:
-        raise CheckpointError(
-            f"{origin} is no state dict: {other[0]!r} is a {type(content[other[0]]).__name__}, expected a tensor. "
-            f"Known wrappers are {', '.join(WRAPPERS)}; a run folder of srlab.train is resumed by srlab.train.fit"
-        )
-    state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in content.items()}
-    _check_finite(state, origin)
-    return state
+@contextlib.contextmanager
+def _about(origin: str | Path) -> Iterator[None]:
+    """Turn whatever content leads to, which can be anything, into an error that names where it came from."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{origin}: {said}") from error
 
 
-def _check_finite(state: Mapping[str, Tensor], origin: str) -> None:
-    for name, tensor in state.items():
-        if bad := int((~tensor.isfinite()).sum()):
-            raise CheckpointError(
-                f"{origin} holds NaN or infinite weights: {bad} of {tensor.numel()} values in {name!r}; the training "
-                f"diverged, or the file is damaged"
-            )
-
-
-def _from_public(state: dict[str, Tensor], origin: str, untold: _Untold) -> SRModel:
+def _from_public(state: dict[str, Tensor], untold: _Untold) -> SRModel:
     """Model from a state dict with public names."""
-    try:
-        family, arguments, ours = public.from_public(state, max_scale=untold.max_scale, fgrep=untold.fgrep)
-        implicit = "scale" not in arguments
-        if family is public.EDSR:
-            usual = 0.1 if arguments["channels"] >= 256 else 1.0
-            arguments["res_scale"] = usual if untold.res_scale is None else untold.res_scale
-        usual = 1.0 if implicit else family.fixed_range
-        arguments["img_range"] = usual if untold.img_range is None else untold.img_range
-        if implicit:
-            arguments["scales"] = untold.scales or ((2, 3, 4, 8) if family.max_scale == 8 else (2, 3, 4))
-        else:
-            arguments["scales"] = (arguments.pop("scale"),)
-        return _fill(models.build(**arguments), ours)
-    except CheckpointError as error:
-        raise CheckpointError(f"{origin}: {error}") from error
+    family, arguments, ours = public.from_public(state, max_scale=untold.max_scale, fgrep=untold.fgrep)
+    implicit = "scale" not in arguments
+    if not implicit:
+        untold.refuse(("max_scale", "fgrep", "scales"), f"this {family.title} is for x{arguments['scale']} alone")
+    if family is not public.EDSR:
+        untold.refuse(("res_scale",), f"{family.title} has none, only EDSR does")
+    else:
+        usual = 0.1 if arguments["channels"] >= 256 else 1.0
+        arguments["res_scale"] = usual if untold.res_scale is None else untold.res_scale
+    usual = 1.0 if implicit else family.fixed_range
+    arguments["img_range"] = usual if untold.img_range is None else untold.img_range
+    if implicit:
+        arguments["scales"] = untold.scales or ((2, 3, 4, 8) if family.max_scale == 8 else (2, 3, 4))
+    else:
+        arguments["scales"] = (arguments.pop("scale"),)
+    return _fill(models.build(**arguments), ours)
 
 
-def _from_ours(path: Path, header: dict[str, Any]) -> SRModel:
-    state = load_tensors(path)
-    _check_finite(state, str(path))
-    try:
-        return _fill(models.build(**header["config"]), state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+def _from_ours(state: dict[str, Tensor], header: dict[str, Any], untold: _Untold) -> SRModel:
+    untold.refuse(list(vars(untold)), "the file says it itself")
+    public.check_finite(state)
+    return _fill(models.build(**header["config"]), state)
 
 
 def _fill(model: SRModel, state: Mapping[str, Tensor]) -> SRModel:

@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import json
 import os
 import pickle
+import random
 import re
 
 import pandas as pd
@@ -308,6 +310,60 @@ def test_damaged_and_wrong_files_are_refused_in_words(tmp_path):
     for name in ("absent.pth", "absent.safetensors"):
         with pytest.raises(FileNotFoundError, match=name):
             weights.load_checkpoint(tmp_path / name)
+
+
+WHOLE = {"encoder": "edsr", "upsampler": "igconv", "scales": [2]}
+HEADERS = {
+    "text": "not json", "list": "[1]", "number": "3", "bare": {"card": {}}, "hollow": {"config": {}, "card": {}},
+    "cardless": {"config": WHOLE}, "unknown": {"config": WHOLE | {"encoder": "zzz"}, "card": {}},
+    "size": {"config": WHOLE | {"foo": 1}, "card": {}}, "negative": {"config": WHOLE | {"channels": -4}, "card": {}},
+    "scale": {"config": WHOLE | {"scales": 2}, "card": {}}, "other": {"config": WHOLE, "card": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_in_our_name_with_anything_in_it_is_refused_with_the_name_of_the_file(name, tmp_path):
+    path, header = tmp_path / f"{name}.safetensors", HEADERS[name]
+    text = header if isinstance(header, str) else json.dumps(header)
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path, {weights.HEADER: text})
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        weights.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_with_changed_bytes_is_read_or_refused(legacy, tmp_path):
+    buffer, chance, path = io.BytesIO(), random.Random(0), tmp_path / "changed.pth"
+    torch.save({"params": {"a": torch.zeros(2)}}, buffer, _use_new_zipfile_serialization=not legacy)
+    for _ in range(400):
+        content = bytearray(buffer.getvalue())
+        for _ in range(chance.choice([1, 2, 4])):
+            content[chance.randrange(min(300, len(content)))] = chance.randrange(256)
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"changed\.pth"):
+            weights.load_checkpoint(path)  # nothing in it is a model
+
+
+def test_an_argument_that_a_checkpoint_has_no_use_for_is_refused(tmp_path):
+    ours = weights.save(tiny(), tmp_path / "ours.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"ours\.safetensors: res_scale, scales cannot be chosen: the file says"):
+        weights.load_checkpoint(ours, scales=(7,), res_scale=5.0)
+    body, _, width = edsr_layout(blocks=1)
+    fixed = body | conv("upsample.0", 4 * width, width) | conv("conv_last", 3, width)
+    fixed = {name: torch.zeros(shape) for name, shape in fixed.items()}
+    assert weights.load_checkpoint(fixed, res_scale=0.5, img_range=1.0).config["res_scale"] == 0.5
+    with pytest.raises(CheckpointError, match="fgrep, scales cannot be chosen: this EDSR is for x2 alone"):
+        weights.load_checkpoint(fixed, fgrep=True, scales=(2,))
+    with pytest.raises(CheckpointError, match="res_scale cannot be chosen: SMFANet has none"):
+        weights.load_checkpoint(official(smfanet_layout(blocks=1), dim=8), res_scale=0.1)
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written: .*No space left"):
+        weights.save(tiny(), tmp_path / "model.safetensors", {})
 
 
 def test_public_tensors_in_a_safetensors_file_of_others_are_read_too(tmp_path):

@@ -21,6 +21,8 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 SHOWN = 5  # names listed in a message
+WRAPPERS = ("params_ema", "params", "state_dict")  # first one found is taken: the released tables used the average
+PARALLEL_PREFIX = "module."  # left behind by torch.nn.DataParallel
 
 
 class CheckpointError(ValueError):
@@ -55,13 +57,22 @@ class Family:
 def _count(state: State, prefix: str) -> int:
     """1 + the largest number that follows `prefix` in a name."""
     numbers = [int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)]
-    return 1 + max(numbers, default=-1)
+    count = 1 + max(numbers, default=-1)
+    if count > len(state):
+        raise CheckpointError(f"{prefix}{count - 1} is there, but only {len(state)} tensors are: a damaged name?")
+    return count
 
 
-def _shape(state: State, name: str) -> torch.Size:
-    if name not in state or state[name].ndim == 0:
+def _shape(state: State, name: str, axes: int = 4) -> torch.Size:
+    if name not in state:
         raise CheckpointError(f"the tensor for {name!r} is missing, so the sizes of the model cannot be read from it")
-    return state[name].shape
+    shape = state[name].shape
+    if len(shape) != axes or 0 in shape:
+        raise CheckpointError(
+            f"the tensor for {name!r} has shape {tuple(shape)}, expected {axes} axes, none of them empty: another "
+            f"variant of the architecture, or a damaged file?"
+        )
+    return shape
 
 
 def _edsr_sizes(state: State) -> dict[str, Any]:
@@ -234,6 +245,39 @@ HYPER = {  # below the prefix of one hyper-network of the official IGConv code
 }
 
 
+def unwrap(content: Mapping[str, Any]) -> State:
+    """Bare state dict: without a wrapper, without the prefix of parallel training.
+
+    Raises:
+        CheckpointError: not all of it are tensors with names and finite values.
+    """
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not content:
+        raise CheckpointError("no tensors in it")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise CheckpointError(
+                f"no state dict: {name!r} is a {type(value).__name__}, expected names with tensors. Known wrappers are "
+                f"{', '.join(WRAPPERS)}; a run folder of srlab.train is resumed by srlab.train.fit"
+            )
+    state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in content.items()}
+    check_finite(state)
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError at the first tensor that holds NaN or infinite values."""
+    for name, tensor in state.items():
+        if bad := int((~tensor.isfinite()).sum()):
+            raise CheckpointError(
+                f"NaN or infinite weights: {bad} of {tensor.numel()} values in {name!r}; the training diverged, or the "
+                f"file is damaged"
+            )
+
+
 def from_public(
     state: Mapping[str, Tensor], *, max_scale: int | None = None, fgrep: bool | None = None
 ) -> tuple[Family, dict[str, Any], State]:
@@ -338,7 +382,7 @@ def _fill(ours: str, match: re.Match[str], family: Family) -> str:
 
 def _igconv_sizes(state: State, upsampler: str, channels: int) -> dict[str, Any]:
     hyper = "upsampler.main.hyper." if upsampler == "igconv+" else "upsampler.hyper."
-    elements, implicit_dim = _shape(state, hyper + "frequency")
+    elements, implicit_dim = _shape(state, hyper + "frequency", axes=2)
     return {
         "kernel_size": math.isqrt(elements // channels),
         "implicit_dim": implicit_dim,
@@ -357,7 +401,7 @@ def _fixed_sizes(state: State, upsampler: str) -> dict[str, Any]:
                 f"for RGB: a model for grey pictures?"
             )
         return {"scale": scale, "kernel_size": kernel_size, "bias": "upsampler.bias" in state}
-    stages = [state[name].shape for name in state if re.fullmatch(r"upsampler\.stages\.\d+\.weight", name)]
+    stages = [_shape(state, name) for name in state if re.fullmatch(r"upsampler\.stages\.\d+\.weight", name)]
     return {"scale": math.prod(math.isqrt(shape[0] // shape[1]) for shape in stages)}
 
 
@@ -369,15 +413,17 @@ def _fold_output_colour(state: State, upsampler: str) -> list[float]:
     every model here; that colour is also taken off the input, so the encoder's input colours have to put it back.
     """
     weight, bias = (state.pop(f"output_colour.{part}", None) for part in ("weight", "bias"))
-    if weight is None or bias is None:
-        raise CheckpointError("RCAN's output colours add_mean.weight (3, 3, 1, 1) and add_mean.bias (3,) are missing")
+    if weight is None or bias is None or weight.shape != (3, 3, 1, 1) or bias.shape != (3,):
+        raise CheckpointError(
+            "RCAN's output colours add_mean.weight (3, 3, 1, 1) and add_mean.bias (3,) are missing or of other shapes"
+        )
     hyper = "upsampler.main.hyper." if upsampler == "igconv+" else "upsampler.hyper."
     last = f"{hyper}layers.{_count(state, hyper + 'layers.') - 1}"
     matrix, mean = weight.double().flatten(1), bias.float().double()
-    for name in (f"{last}.weight", f"{last}.bias"):
-        _shape(state, name)
+    for name, axes in ((f"{last}.weight", 4), (f"{last}.bias", 1)):
+        _shape(state, name, axes)
         state[name] = torch.tensordot(matrix, state[name].double(), dims=1).to(weight.dtype)
-    _shape(state, "encoder.colour.weight"), _shape(state, "encoder.colour.bias")
+    _shape(state, "encoder.colour.weight"), _shape(state, "encoder.colour.bias", axes=1)
     put_back = state["encoder.colour.weight"].double().flatten(1) @ mean
     state["encoder.colour.bias"] = (state["encoder.colour.bias"].double() + put_back).to(weight.dtype)
     return mean.tolist()
