@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Sequence
@@ -261,10 +262,13 @@ def _is_whole(path: Path, sha256: str, size: int) -> bool:
 
 
 def _wrong(path: Path, sha256: str, size: int) -> str:
-    """Say in words how a file differs from the pinned one."""
-    actual = path.stat().st_size
+    """Say in words how a file differs from the pinned one, or why it cannot be read."""
+    try:
+        actual, found = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     cut = " (cut short?)" if actual < size else ""
-    return f"{actual} bytes{cut} with sha256 {file_sha256(path)}; expected {size} bytes with sha256 {sha256}"
+    return f"{actual} bytes{cut} with sha256 {found}; expected {size} bytes with sha256 {sha256}"
 
 
 def _make_folder(folder: Path) -> None:
@@ -285,9 +289,8 @@ def _download(address: str, target: Path, sha256: str, size: int, progress: bool
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        part = Path(name)
+        # no mkstemp: its files are for their owner alone, and a cache may be everybody's mirror
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT)(address, str(part), None)
             if _is_whole(part, sha256, size):

@@ -85,6 +85,31 @@ def test_a_file_is_downloaded_once_and_then_found(server):
     assert files_in(fetch.cache_dir()) == [first]  # no temporary file stays behind
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_others_may_read_a_download_as_far_as_the_umask_lets_them(server, umask, expected):
+    """A cache can be somebody else's mirror."""
+    server.replies[f"/{PATH}"] = [WHOLE]
+    before = os.umask(umask)
+    try:
+        path = fetch.fetch(pin(server.base))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == expected
+
+
+def test_a_copy_that_cannot_be_read_is_one_of_the_troubles(server, tmp_path, monkeypatch):
+    stick = put(tmp_path / "stick", WHOLE)
+    monkeypatch.setenv("SRLAB_MIRROR", str(tmp_path / "stick"))
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(fetch, "_hash", refuse)
+    with pytest.raises(fetch.FetchError, match=re.escape(f"{stick}: cannot be read: Permission denied")):
+        fetch.fetch(pin(server.base))
+
+
 def test_a_damaged_file_in_the_cache_is_replaced(server):
     server.replies[f"/{PATH}"] = [WHOLE]
     damaged = put(fetch.cache_dir(), b"X" + WHOLE[1:])
