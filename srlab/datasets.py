@@ -35,8 +35,8 @@ from srlab.fetch import (  # the last ones are passed on, so that users need one
     is_here,
     read_registry,
 )
-from srlab.images import load_image
-from srlab.imagesets import DatasetError, ImageSet, by, check_scale, find_files
+from srlab.images import check_scale, load_image
+from srlab.imagesets import DatasetError, ImageSet, by, find_files
 
 __all__ = [
     "NAMES",
@@ -90,7 +90,7 @@ def load(name: str | os.PathLike, *, partial: bool = False) -> ImageSet:
         partial: take the pictures that are here already, fetch nothing. The set's name then says how many there are.
 
     Raises:
-        DatasetError: unknown name, or a folder with nothing usable in it; all troubles in one message.
+        DatasetError: no or unknown name, or a folder with nothing usable in it; all troubles in one message.
         FileNotFoundError: no such folder.
         FetchError: files are missing and cannot be fetched.
     """
@@ -98,6 +98,8 @@ def load(name: str | os.PathLike, *, partial: bool = False) -> ImageSet:
         return _load_demo()
     if isinstance(name, str) and name in FETCHED:
         return _load_fetched(name, partial)
+    if not str(name).strip():  # Path("") would be the folder one happens to be in
+        raise DatasetError(f"the name of the set is empty; there are: {', '.join(NAMES)}, or give a folder")
     folder = Path(name).expanduser()
     if folder.is_dir():
         files = find_files(folder)
@@ -304,6 +306,8 @@ class CropStore:
             new = {step: Path(parts, str(step)) for step in missing}
             self._fill(image_set, {step: _map(new[step], totals[step], write=True) for step in missing})
             for step in missing:  # whole now: take its name in one step, so that nobody ever sees half a file
+                with open(new[step], "rb+") as file:  # on the disk first: a crash must not leave the name with zeros
+                    os.fsync(file.fileno())
                 os.replace(new[step], files[step])
         return {step: _map(files[step], totals[step]) for step in files}
 

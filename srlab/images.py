@@ -11,6 +11,7 @@ import difflib
 import os
 import secrets
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,7 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
             deep_colour = any(";16" in str(tile[-1]) for tile in image.tile)  # Pillow drops the lower bytes of these
             try:
                 image.load()
+                ImageOps.exif_transpose(image, in_place=True)  # reads EXIF, which may be damaged as well
             except _DECODER_ERRORS as error:
                 raise PictureError(
                     f"{path} says it is a {image.format} of {image.width} x {image.height} pixels but can't be decoded "
@@ -116,11 +118,7 @@ def save_image(path: str | os.PathLike[str], picture: Tensor) -> Path:
         ValueError: unknown suffix, wrong shape, no pixels, NaN.
     """
     path = Path(path)
-    options = _SAVE_OPTIONS.get(path.suffix.lower())
-    if options is None:
-        raise ValueError(
-            f"{path.name}: can write {', '.join(_SAVE_OPTIONS)}, not {path.suffix or 'a name without suffix'}"
-        )
+    check_target(path)
     if picture.ndim == 4 and len(picture) == 1:
         picture = picture[0]
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:
@@ -130,13 +128,39 @@ def save_image(path: str | os.PathLike[str], picture: Tensor) -> Path:
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:
-            Image.fromarray(pixels).save(file, **options)
+            Image.fromarray(pixels).save(file, **_SAVE_OPTIONS[path.suffix.lower()])
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def check_target(path: Path) -> None:
+    """Refuse a path that `save_image` could not write, before the work that the picture takes.
+
+    Raises:
+        ValueError: unknown suffix.
+        OSError: the path is a folder, or its folder is a file or closed to the user.
+    """
+    if path.suffix.lower() not in _SAVE_OPTIONS:
+        raise ValueError(
+            f"{path.name}: can write {', '.join(_SAVE_OPTIONS)}, not {path.suffix or 'a name without suffix'}"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, the name of a picture file was expected")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, a folder was expected")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {folder} is closed to you")
+
+
+def check_scale(scale: int) -> None:
+    """Refuse a scale that is not a whole number from 1 on, with ValueError."""
+    if isinstance(scale, bool) or not isinstance(scale, Integral) or scale < 1:
+        raise ValueError(f"scale must be a whole number from 1 on, such as 2, 3 or 4; got {scale!r}")
 
 
 def to_float(picture: Tensor) -> Tensor:
@@ -186,11 +210,9 @@ def crop_to_multiple(picture: Tensor, scale: int) -> Tensor:
     """Cut rows at the bottom and columns at the right until both sides are multiples of `scale`. A view, (..., H, W).
 
     Raises:
-        ValueError: a side is smaller than `scale`, or `scale` is no positive integer.
+        ValueError: a side is smaller than `scale`, or `scale` is no whole number from 1 on.
     """
-    if isinstance(scale, bool) or scale != int(scale) or scale < 1:
-        raise ValueError(f"scale must be a positive integer, got {scale!r}")
-    scale = int(scale)
+    check_scale(scale)
     height, width = picture.shape[-2:]
     if min(height, width) < scale:
         raise ValueError(f"a picture of {height} x {width} pixels (height x width) has no multiple of {scale} inside")
@@ -206,7 +228,6 @@ def _planes(image: Image.Image, deep_colour: bool, path: Path) -> Tensor:
     """Decoded Pillow image of any mode -> uint8 (3, H, W)."""
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: one photograph with a preview behind it
         _warn(path, f"has {image.n_frames} frames, the first is taken")
-    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise PictureError(
             f"{path} holds floating-point samples: what is black and what white? Save it as 8 bits first"

@@ -12,7 +12,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from srlab.fetch import file_sha256
-from srlab.images import crop_to_multiple, load_image
+from srlab.images import check_scale, crop_to_multiple, load_image
 from srlab.resize import imresize
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -163,7 +162,7 @@ def header_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             exif = Image.Image.getexif(image)  # the base class's: that of PNG decodes the whole picture first
-    turned = exif.get(ORIENTATION, 1) >= 5
+    turned = exif.get(ORIENTATION) in (5, 6, 7, 8)  # others are no orientation, and nothing is turned
     return (width, height) if turned else (height, width)
 
 
@@ -279,12 +278,6 @@ def _size_troubles(folder: Path, hr: Mapping[str, Path], lr: Mapping[int, Mappin
                     f"x{scale} needs {wanted[0]}x{wanted[1]} (height x width)"
                 )
     return troubles
-
-
-def check_scale(scale: int) -> None:
-    """Refuse a scale that is not a whole number from 1 on, with ValueError."""
-    if isinstance(scale, bool) or not isinstance(scale, Integral) or scale < 1:
-        raise ValueError(f"scale must be a whole number from 1 on, such as 2, 3 or 4; got {scale!r}")
 
 
 def by(picture: Tensor) -> str:

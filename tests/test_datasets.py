@@ -1,6 +1,7 @@
 """Named sets and training crops."""
 
 import io
+import os
 import re
 import socket
 import time
@@ -76,6 +77,15 @@ def test_an_unknown_name_lists_the_sets_and_near_ones(name, near):
     assert re.search(rf"Did you mean .*'{near}'", str(refused.value))
     for known in datasets.NAMES:
         assert known in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_not_the_folder_one_happens_to_be_in(name, tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match="name of the set is empty"):
+        datasets.load(name)
+    assert len(datasets.load(".")) == 1
 
 
 def fill_mirror(monkeypatch, tmp_path, names, lr_scales=()):
@@ -319,6 +329,24 @@ def test_a_store_that_was_not_finished_is_not_taken_for_a_whole_one(mapped, monk
     lr, hr = CropStore(pictures, (2,), folder).batch(2, 4, 5, seeded())
     assert hr.float().std() > 50  # noise, not the zeros of a file that was never filled
     assert lr.float().std() > 10
+
+
+def test_files_of_a_large_set_are_on_the_disk_before_they_have_their_name(mapped, monkeypatch):
+    pictures, folder = mapped
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(file):
+        done.append(os.fstat(file).st_ino)
+        fsync(file)
+
+    def named(new, name):
+        assert os.stat(new).st_ino in done
+        replace(new, name)
+
+    monkeypatch.setattr(datasets.os, "fsync", synced)
+    monkeypatch.setattr(datasets.os, "replace", named)
+    CropStore(pictures, (2,), folder)
+    assert len(done) == 2
 
 
 def test_a_disk_too_small_for_the_store_is_said_beforehand(mapped, monkeypatch):

@@ -243,6 +243,17 @@ def test_random_damage_never_escapes_as_another_error(tmp_path, rng):
                 assert "damaged.png" in str(error)  # noqa: PT017 -- most damage is found, some is harmless
 
 
+def test_damaged_exif_is_damage_too(tmp_path, monkeypatch, pixels):
+    Image.fromarray(pixels).save(tmp_path / "photo.webp")
+
+    def damaged(image, *, in_place):
+        raise SyntaxError("not a TIFF file")  # what Pillow says of EXIF it cannot parse
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", damaged)
+    with pytest.raises(images.PictureError, match=r"photo\.webp .* can't be decoded .*not a TIFF file"):
+        images.load_image(tmp_path / "photo.webp")
+
+
 def test_float_samples_have_no_known_range(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "depth.tif")
     with pytest.raises(images.PictureError, match="floating-point"):
@@ -357,5 +368,16 @@ def test_crop_cuts_at_the_bottom_and_on_the_right():
     assert images.crop_to_multiple(picture, 1).equal(picture)
     with pytest.raises(ValueError, match="7 x 9"):
         images.crop_to_multiple(picture, 8)
-    with pytest.raises(ValueError, match="positive integer"):
-        images.crop_to_multiple(picture, 2.5)
+    for scale in (2.5, 2.0, float("nan"), True, 0):
+        with pytest.raises(ValueError, match="scale must be a whole number"):
+            images.crop_to_multiple(picture, scale)
+
+
+def test_a_place_where_no_picture_can_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "folder.png").mkdir()
+    for name, error in (("a.tif", ValueError), ("folder.png", IsADirectoryError), ("file/a.png", NotADirectoryError)):
+        with pytest.raises(error, match=name.split("/")[0]):
+            images.check_target(tmp_path / name)
+    images.check_target(tmp_path / "new" / "folders" / "a.png")
+    assert not (tmp_path / "new").exists()

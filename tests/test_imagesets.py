@@ -137,6 +137,16 @@ def test_empty_and_missing_folders(tmp_path):
         ImageSet("nothing", {})
 
 
+@pytest.mark.parametrize("orientation", range(11))
+def test_the_header_and_the_picture_agree_on_every_orientation(tmp_path, orientation):
+    """Eight are defined; 0, 9 and 10 are mistakes of some camera, and mean nothing."""
+    exif = Image.Exif()
+    exif[imagesets.ORIENTATION] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / "photo.png", exif=exif)
+    pictures = datasets.load(tmp_path)
+    assert pictures.size(0) == tuple(pictures.image(0).shape[-2:])
+
+
 def test_the_header_gives_the_size_after_rotation(tmp_path):
     upright = Image.new("RGB", (40, 20))
     exif = Image.Exif()
