@@ -83,10 +83,11 @@ class Protocol:
         _check_border(border)
         sr, hr = _single(sr, "sr"), _single(hr, "hr")
         _check_shapes(sr, hr, border)
-        if hr.is_floating_point() and hr.max() > 2:
-            raise ValueError(
-                f"hr holds values up to {hr.max():.0f}: float pictures lie in [0, 1], 0..255 goes as uint8"
-            )
+        for name, picture, most in (("sr", sr, 16), ("hr", hr, 2)):  # a model may overshoot, a picture is one
+            if picture.is_floating_point() and (highest := picture.detach().abs().max()) > most:
+                raise ValueError(
+                    f"{name} holds values up to {highest:.0f}: float pictures lie in [0, 1], 0..255 goes as uint8"
+                )
         cut = (slice(None), slice(border, hr.shape[1] - border), slice(border, hr.shape[2] - border))
         return self._depth(sr[cut].detach(), "sr"), self._depth(hr[cut].detach(), "hr")
 
@@ -127,7 +128,7 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int) -> float:
 
     Raises:
         TypeError: not tensors, or neither uint8 nor float.
-        ValueError: sizes differ, several pictures, border leaves nothing, NaN, hr not in [0, 1].
+        ValueError: sizes differ, several pictures, border leaves nothing, NaN, hr not in [0, 1], sr far outside.
     """
     return Protocol(border=border).psnr(sr, hr)
 

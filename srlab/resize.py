@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import lru_cache
-from numbers import Rational, Real
+from numbers import Integral, Rational, Real
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,8 +63,7 @@ def imresize(x: Tensor, scale: Real, *, border: Border = "symmetric") -> Tensor:
     """
     _check_picture(x)
     fraction = as_fraction(scale)
-    if border not in BORDERS:
-        raise ValueError(f"border must be one of {', '.join(map(repr, BORDERS))}, got {border!r}")
+    _check_border(border)
     if fraction == 1:
         return x.clone()
     if x.dtype == torch.uint8:
@@ -87,7 +86,14 @@ def contributions(length: int, scale: Real, border: Border = "symmetric") -> Con
 
     Returns:
         Contributions with ceil(length * scale) rows.
+
+    Raises:
+        TypeError: scale is no real number.
+        ValueError: length is no whole number from 1 on, or scale or border make no sense.
     """
+    if isinstance(length, bool) or not isinstance(length, Integral) or length < 1:
+        raise ValueError(f"length must be a whole number of pixels from 1 on, got {length!r}")
+    _check_border(border)
     indices, whole = _whole_contributions(length, as_fraction(scale), border)
     return Contributions(torch.tensor(indices), torch.from_numpy(whole / whole.sum(axis=1, keepdims=True)))
 
@@ -132,6 +138,11 @@ def _check_picture(x: Tensor) -> None:
         )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"expected pixels (..., H, W), got an empty or flat tensor of shape {tuple(x.shape)}")
+
+
+def _check_border(border: str) -> None:
+    if border not in BORDERS:
+        raise ValueError(f"border must be one of {', '.join(map(repr, BORDERS))}, got {border!r}")
 
 
 @lru_cache(maxsize=64)

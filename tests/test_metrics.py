@@ -226,6 +226,17 @@ def test_floats_up_to_255_are_refused(pair):
         psnr_y(sr.float(), hr.float(), 2)
 
 
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(quantise=False)])
+@pytest.mark.parametrize("damage", [lambda x: x.float(), lambda x: x / 255 + torch.inf, lambda x: x / 255 - torch.inf])
+def test_an_output_far_from_what_pictures_hold_is_refused(pair, damage, protocol):
+    """255 for white would be clamped to a picture of 1, and lose without a word to any other model."""
+    _, hr = pair
+    for score in (protocol.psnr, protocol.ssim):
+        with pytest.raises(ValueError, match=r"sr holds values up to .*: float pictures lie in \[0, 1\]"):
+            score(damage(hr), hr, 2)
+    assert protocol.psnr(hr.float() / 255 * 3 - 1, hr, 2) < 20  # a bad model, but a picture
+
+
 def test_borders_that_make_no_sense(pair):
     with pytest.raises(ValueError, match=r"a border of 30 .* leaves nothing of 60 x 83"):
         psnr_y(*pair, 30)

@@ -302,5 +302,13 @@ def test_what_is_no_picture(x, error, message):
 
 
 def test_unknown_border_lists_the_known():
-    with pytest.raises(ValueError, match="'symmetric', 'replicate', got 'reflect'"):
-        imresize(torch.rand(4, 4), 2, border="reflect")
+    picture = torch.rand(4, 4)
+    for use in (lambda rule: imresize(picture, 2, border=rule), lambda rule: resize.contributions(4, 2, rule)):
+        with pytest.raises(ValueError, match="'symmetric', 'replicate', got 'reflect'"):
+            use("reflect")
+
+
+@pytest.mark.parametrize("length", [0, -3, 2.5, True])
+def test_a_line_without_pixels_has_no_contributions(length):
+    with pytest.raises(ValueError, match="length must be a whole number of pixels"):
+        resize.contributions(length, 2)
