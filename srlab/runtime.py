@@ -146,14 +146,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _provenance(seed: int | None, device: str) -> dict[str, Any]:
+def _provenance(run: Run | None) -> dict[str, Any]:
+    """What files say of the run that made them: how it was at its start; without a run, how things are now."""
     return {
-        "seed": seed,
-        "profile": profile(),
-        "commit": commit(),
-        "device": device,
+        "seed": run.seed if run else None,
+        "profile": run.profile if run else profile(),
+        "commit": run.commit if run else commit(),
+        "device": str(run.device) if run else "cpu",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": versions(),
+        "versions": run.versions if run else versions(),
     }
 
 
@@ -216,7 +217,7 @@ class Run:
             "name": name,
             "caption": caption,
             "notebook": self.notebook,
-            **_provenance(self.seed, str(self.device)),
+            **_provenance(self),
             "data_sha256": text_sha256(csv),
         }
         # dates are left out of the pictures: the same figure made twice is the same file
@@ -269,14 +270,14 @@ def start(seed: int = 0) -> Run:
     """Begin a run: read the profile, seed every generator, choose the device, tune the allocator.
 
     Args:
-        seed: any whole number >= 0.
+        seed: any whole number from 0 to 2**63 - 1.
 
     Raises:
-        ValueError: a seed that is no whole number >= 0; `SRLAB_PROFILE` or `SRLAB_DEVICE` name nothing that exists.
+        ValueError: a seed that is no such number; `SRLAB_PROFILE` or `SRLAB_DEVICE` name nothing that exists.
     """
     global _current
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, expected a whole number >= 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
     import torch
 
     chosen = profile()
@@ -342,8 +343,8 @@ def recorded(
         The table; `.attrs["provenance"]` holds settings, seed, profile, commit, device, versions, date and seconds.
 
     Raises:
-        RecordError: the shipped table does not match the hash in its provenance; with `made_by`, it is missing or was
-            made with other settings.
+        RecordError: the table does not match the hash in its provenance, or that is damaged; with `made_by`, the
+            shipped table is missing or was made with other settings.
         ValueError: settings that JSON cannot hold.
     """
     try:
@@ -363,8 +364,7 @@ def recorded(
     started = time.perf_counter()
     table = compute()
     seconds = table.attrs.get("seconds", time.perf_counter() - started)
-    seed, device = (_current.seed, str(_current.device)) if _current else (None, "cpu")
-    about = {"name": name, "settings": wanted, **_provenance(seed, device), "seconds": round(seconds, 2)}
+    about = {"name": name, "settings": wanted, **_provenance(_current), "seconds": round(seconds, 2)}
     path = _write_record(shipped if shipping else local, table, about)
     table = _read_record(path, wanted)
     print(_record_line(name, table.attrs["provenance"]))
@@ -382,7 +382,7 @@ def _read_record(path: Path, wanted: dict[str, Any]) -> pd.DataFrame | None:
     about = path.with_suffix(".json")
     if not (path.is_file() and about.is_file()):
         return None
-    provenance = json.loads(about.read_text(encoding="utf-8"))
+    provenance = _read_about(about)
     if provenance.get("settings") != wanted:
         return None
     found = text_sha256(path.read_text(encoding="utf-8"))
@@ -398,12 +398,23 @@ def _read_record(path: Path, wanted: dict[str, Any]) -> pd.DataFrame | None:
     return table
 
 
+def _read_about(path: Path) -> dict[str, Any]:
+    """What the JSON file beside a record says."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path} is no JSON ({error}): was it cut short? Delete it, and compute again") from error
+    if not isinstance(about, dict):
+        raise RecordError(f"{path} says nothing of a record, expected an object with settings: delete it")
+    return about
+
+
 def _why_not(path: Path, wanted: dict[str, Any]) -> str:
     """Why the record at `path` cannot be taken: which of its settings are not the wanted ones."""
     about = path.with_suffix(".json")
     if not (path.is_file() and about.is_file()):
         return "is missing"
-    made = json.loads(about.read_text(encoding="utf-8")).get("settings", {})
+    made = _read_about(about).get("settings", {})
     other = sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
     return f"was made with other {', '.join(other)} than this project now has"
 

@@ -64,7 +64,7 @@ def test_the_same_seed_draws_the_same_numbers_everywhere():
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "0", 2**63, 2**70])
 def test_a_seed_that_is_no_whole_number_is_refused(seed):
     with pytest.raises(ValueError, match="whole number"):
         runtime.start(seed)
@@ -143,6 +143,18 @@ def test_tests_never_write_to_the_results_of_the_clone(monkeypatch):
 
 
 # figures
+
+
+def test_files_tell_the_run_as_it_was_at_its_start(results, monkeypatch):
+    """Code edited or a variable set while a notebook runs did not make its figures."""
+    run = runtime.start(seed=0)
+    monkeypatch.setenv("SRLAB_PROFILE", "paper")
+    monkeypatch.setattr(runtime, "commit", lambda: "of later")
+    monkeypatch.setattr(runtime, "versions", lambda: {"torch": "of later"})
+    run.save(draw(), "fig", {"a": [1, 2]}, caption="A line.")
+    made = runtime.recorded("table", lambda: pd.DataFrame({"a": [1]}), settings={}).attrs["provenance"]
+    for record in (made, json.loads((results / "figures" / "fig.json").read_text(encoding="utf-8"))):
+        assert (record["profile"], record["commit"], record["versions"]) == ("smoke", run.commit, run.versions)
 
 
 def test_a_saved_figure_has_its_pictures_numbers_and_provenance(results):
@@ -306,6 +318,17 @@ def test_a_table_edited_by_hand_is_refused(results):
     with pytest.raises(runtime.RecordError, match=r"edited.*refresh=True"):
         runtime.recorded("edited", compute, settings={})
     assert runtime.recorded("edited", compute, settings={}, refresh=True)["value"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_damaged_provenance_is_refused_with_the_name_of_its_file(results, text):
+    compute, _ = counting([1.0])
+    runtime.recorded("cut", compute, settings={})
+    (path,) = (results / "recorded").glob("cut-*.json")
+    path.write_text(text)
+    with pytest.raises(runtime.RecordError, match=r"cut-.*\.json .* [Dd]elete it"):
+        runtime.recorded("cut", compute, settings={})
+    assert runtime.recorded("cut", compute, settings={}, refresh=True)["value"].tolist() == [1.0]
 
 
 def test_line_ends_of_windows_do_not_count_as_an_edit(results):
