@@ -84,7 +84,7 @@ def _dispatch(words: list[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"no command {name!r}{hint} Commands: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     parser = Parser(
@@ -207,6 +207,7 @@ def _upscale(options: argparse.Namespace) -> int:
     output = options.output or options.picture.with_name(f"{options.picture.stem}_x{options.scale}.png")
     if output.exists() and options.picture.exists() and output.samefile(options.picture):
         raise ValueError(f"--output is {output}, the picture itself: choose another name, so that it is not lost")
+    images.check_target(output)
     lr = images.load_image(options.picture)
     model = _model(options.model, options.scale)
     sr = evaluate.upscale(model, lr, options.scale, options.tile, options.self_ensemble, progress=True)
@@ -221,8 +222,11 @@ def _model(name: str, scale: int) -> Any:
 
     if name == "bicubic":
         return evaluate.Bicubic()
-    if name.endswith((".safetensors", ".pth", ".pt", ".ckpt")):
+    endings = (".safetensors", ".pth", ".pt", ".ckpt")
+    if name.endswith(endings):
         return _loaded(weights.load_checkpoint, Path(name))
+    if re.search(r"[\\/]", name):  # a path, even with a colon, as in C:\net.bin
+        raise ValueError(f"{name} is no checkpoint: expected a name ending in {', '.join(endings)}")
     if ":" in name:
         return _loaded(compare.own_model, name)
     per_scale = f"{name}-x{scale}"

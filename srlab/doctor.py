@@ -132,5 +132,5 @@ def _about_weights(name: str, published: bool, here: bool) -> tuple[str, str, st
 
 def _free_space(folder: Path) -> float:
     """Free gigabytes where `folder` is, or would be."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free / 1e9
+    there = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
+    return shutil.disk_usage(there).free / 1e9 if there else 0.0  # a drive of Windows that is not there

@@ -43,12 +43,14 @@ def checked_scale(scale: int, allowed: tuple[int, ...] | None = None) -> int:
         ScaleError: not whole, below 1, or not among `allowed`.
     """
     try:
-        value = operator.index(scale)
+        value = None if isinstance(scale, bool) else operator.index(scale)
     except TypeError:
+        value = None
+    if value is None:
         raise ScaleError(
             f"scale is {scale!r}, expected a whole number such as 2, 3 or 4: pixel shuffle paints whole blocks of "
             f"pixels, so for a fractional scale upscale by the next integer and shrink with srlab.resize.imresize"
-        ) from None
+        )
     if value < 1:
         raise ScaleError(f"scale is {value}, expected at least 1; to shrink a picture use srlab.resize.imresize")
     if allowed is not None and value not in allowed:

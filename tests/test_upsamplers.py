@@ -74,6 +74,7 @@ def test_separate_heads_answer_as_each_head_alone():
         (-2, "at least 1"),
         (2.5, "whole number"),
         ("2", "whole number"),
+        (True, "whole number"),
         (3, r"has\s+weights for x2 only"),
     ],
 )
