@@ -26,7 +26,7 @@ PATCH = 5  # side of the neighbourhood that stands for "the picture" in `TakenOu
 MADE_FROM = 0.5  # cosine from which on weights share more than what sets them apart, see `weight_cosines`
 
 KINDS = {
-    "A": "one was made from the other",
+    "A": "one was made from the other, or neither went far from a common start",
     "B": "a shared start, trained apart",
     "C": "nothing shared",
 }
@@ -133,7 +133,7 @@ class WeightCosines:
         """A, B or C, as in `KINDS` and `weights.PROVENANCE`.
 
         A: the hidden layers share more than what sets them apart (median from `MADE_FROM` on): one was made from the
-        other. C: neither the hidden layers nor the first one are more alike than in random order. B: in between, a
+        other, or both were trained so shortly that they have hardly left a common start. C: neither the hidden layers nor the first one are more alike than in random order. B: in between, a
         shared start that training has moved away from.
         """
         if self.hidden >= MADE_FROM:

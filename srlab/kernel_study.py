@@ -110,7 +110,7 @@ def kernel_of(model: SRModel, scale: int) -> Tensor:
     if not isinstance(head, SPConv):
         raise ValueError(
             f"the upsampler is {type(model.upsampler).__name__}, expected SPConv or IGConv: only there one kernel "
-            f"leads from features to the picture"
+            f"leads from features to the picture. Was it trained with a skip? Then train it without"
         )
     return kernels.phase_images(head.weight.detach(), scale)
 
