@@ -133,8 +133,9 @@ class WeightCosines:
         """A, B or C, as in `KINDS` and `weights.PROVENANCE`.
 
         A: the hidden layers share more than what sets them apart (median from `MADE_FROM` on): one was made from the
-        other, or both were trained so shortly that they have hardly left a common start. C: neither the hidden layers nor the first one are more alike than in random order. B: in between, a
-        shared start that training has moved away from.
+        other, or both were trained so shortly that they have hardly left a common start. C: neither the hidden layers
+        nor the first one are more alike than in random order. B: in between, a shared start that training has moved
+        away from.
         """
         if self.hidden >= MADE_FROM:
             return "A"

@@ -77,6 +77,7 @@ def similar_encoders() -> Evidence:
     pairs = cka_verdicts.pairs_of_scales(cka_verdicts.of(record.rows, *cka_verdicts.MAIN), INPUT)
     kinds = record.weights.groupby("series")["kind"].agg(lambda kind: "".join(sorted(set(kind))))
     apart = pairs[pairs["series"].map(lambda series: "A" not in kinds[series])]  # not inherited from one another
+    apart = apart[apart["to_floor"] != ""]  # pictures enough for an interval
     if apart.empty:
         return Evidence("no pair of scales was trained apart", OPEN)
     above, known = apart[apart["to_floor"] == "above"], apart[apart["to_ceiling"] != ""]
