@@ -161,7 +161,8 @@ class ImplicitKernel(nn.Module):
         if any(p.is_inference() for p in parameters):
             return self._compute(scale)
         kind = parameters[0].device.type
-        mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        possible = torch.amp.is_autocast_available(kind)  # not where only shapes are computed
+        mixed = torch.get_autocast_dtype(kind) if possible and torch.is_autocast_enabled(kind) else None
         version = (mixed, *((p.data_ptr(), p._version, p.dtype) for p in parameters))
         if scale not in self._cache or self._cache[scale][0] != version:
             self._cache[scale] = (version, self._compute(scale))
