@@ -70,7 +70,7 @@ def read_registry(name: str) -> tuple[PinnedFile, ...]:
     files, unless the table has a column `terms` of its own.
 
     Raises:
-        FetchError: there is no such table.
+        FetchError: there is no such table, or it lacks its base or a column.
     """
     folder = runtime.repo_data("registry")
     table = folder / f"{name}.csv"
@@ -80,6 +80,10 @@ def read_registry(name: str) -> tuple[PinnedFile, ...]:
     lines = table.read_text(encoding="utf-8").splitlines()
     notes = dict(line[1:].strip().split(": ", 1) for line in lines if line.startswith("#") and ": " in line)
     rows = csv.DictReader(line for line in lines if line and not line.startswith("#"))
+    if not {"path", "sha256", "bytes"} <= set(rows.fieldnames or ()):
+        raise FetchError(f"{table} has columns {rows.fieldnames}, expected path,sha256,bytes under its comment lines")
+    if "base" not in notes:
+        raise FetchError(f"{table} lacks the line '# base: ADDRESS/', which is put before every path")
     return tuple(
         PinnedFile(
             path=row["path"],

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from srlab import fetch
+from srlab import fetch, runtime
 
 WHOLE = b"a picture, let us say" * 100
 PATH = "someone/pictures/0123abcd/HR/baby.png"
@@ -248,6 +248,21 @@ def test_tables_pin_every_file_to_a_commit_and_a_hash(table, files):
         assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert entry.size > 100
         assert entry.terms
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# base: https://x/\naddress,sha256,bytes\n", "expected path,sha256,bytes"),
+        ("path,sha256,bytes\na.png,0,1\n", "lacks the line '# base: ADDRESS/'"),
+        ("", "expected path,sha256,bytes"),
+    ],
+)
+def test_a_table_written_otherwise_is_told_how(tmp_path, monkeypatch, text, words):
+    (tmp_path / "mine.csv").write_text(text)
+    monkeypatch.setattr(runtime, "repo_data", lambda *_: tmp_path)
+    with pytest.raises(fetch.FetchError, match=words):
+        fetch.read_registry("mine")
 
 
 def test_an_unknown_table_lists_the_tables():
