@@ -76,8 +76,8 @@ def similar_encoders() -> Evidence:
     record = cka_study.recorded_scales()
     pairs = cka_verdicts.pairs_of_scales(cka_verdicts.of(record.rows, *cka_verdicts.MAIN), INPUT)
     kinds = record.weights.groupby("series")["kind"].agg(lambda kind: "".join(sorted(set(kind))))
-    apart = pairs[pairs["series"].map(lambda series: "A" not in kinds[series])]  # not inherited from one another
-    apart = apart[apart["to_floor"] != ""]  # pictures enough for an interval
+    inherited = pairs["series"].isin(kinds.index[kinds.str.contains("A")])
+    apart = pairs[~inherited & (pairs["to_floor"] != "")]  # "": too few pictures for an interval
     if apart.empty:
         return Evidence("no pair of scales was trained apart", OPEN)
     above, known = apart[apart["to_floor"] == "above"], apart[apart["to_ceiling"] != ""]

@@ -13,7 +13,7 @@ DRAW = """from matplotlib.figure import Figure
 
 from srlab import runtime
 
-run = runtime.Run(runtime.profile(), 2, "cpu", 1, "unknown", runtime._notebook_name(), {{}})
+run = runtime.Run(runtime.profile(), 2, "cpu", 1, "unknown", runtime._notebook_name(), runtime.versions())
 fig = Figure(figsize=(2, 1))
 fig.subplots().plot([1, 2])
 run.save(fig, "{name}", {{"y": [1, 2]}}, caption="{caption}")"""
