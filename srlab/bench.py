@@ -369,13 +369,12 @@ def record(cases: Sequence[Case], clock: Clock, processes: int = PROCESSES) -> p
     """
     if busy := too_busy(clock):
         raise RuntimeError(f"{busy}: wait for them, or take --cpu-time")
-    kept = _rows_that_hold()
-    kept = kept[~kept["case"].isin([case.name for case in cases])]
     made = {"commit": runtime.commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    table = kept
+    table = _rows_that_hold()
     for row in run(cases, clock, processes):
         print(line(row), flush=True)
-        table = pd.concat([table, pd.DataFrame([row | made])], ignore_index=True)[list(COLUMNS)]
+        others = table[table["case"] != row["case"]]  # also those still to come: a call that is ended loses none
+        table = pd.concat([others, pd.DataFrame([row | made])], ignore_index=True)[list(COLUMNS)]
         _write(table)
     return table
 

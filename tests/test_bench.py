@@ -287,3 +287,21 @@ def test_a_record_keeps_the_rows_that_still_hold(records, monkeypatch):
     bench.record(bench.chosen(["c"]), bench.cpu_clock(), 0)
     table = bench.recorded_costs().set_index("case")  # b is now something else
     assert table["commit"].to_dict() == {"a": "an older commit", "c": "this commit"}
+
+
+def test_a_recording_that_is_ended_loses_no_row(records, monkeypatch):
+    bench.record(bench.chosen([]), bench.cpu_clock(), 0)
+    before = bench.recorded_costs().set_index("case")
+    measure = bench.measure
+
+    def interrupted(case, *about):
+        if case.name == "b":
+            raise KeyboardInterrupt
+        return measure(case, *about)
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.record(bench.chosen([]), bench.cpu_clock(), 0)
+    after = bench.recorded_costs().set_index("case")
+    assert list(after.index) == ["a", "b"]
+    assert after.loc["b", "seconds"] == before.loc["b", "seconds"]
