@@ -1,8 +1,8 @@
 """Judges room: a function per claim of the paper that reads records and says what they are evidence of.
 
 Records of `data/results/` in, `Evidence` out; `claims` puts it beside the paper's words. A judge holds no number of its
-own but the margins below, which were set before the trainings they judge. It compares an interval with a margin and
-answers by code: all of it on the good side, all of it on the bad side, or "within noise" when the margin lies inside.
+own but the margins below and `library.PAR`. It compares an interval with a margin and answers by code: all of it on the
+good side, all of it on the bad side, or "within noise" when the margin lies inside.
 """
 
 from __future__ import annotations
