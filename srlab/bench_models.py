@@ -196,7 +196,7 @@ def one_for_all(encoder: str, upsampler: str) -> Callable[[int], Work]:
     """Five optimiser steps of four micro-batches: one upsampler for all scales, and heads of their own.
 
     Micro-batches of one scale are computed together, so that the kernel of a scale is computed once in a step. Both
-    sides minimise the same loss.
+    sides minimise the same loss. The floor has the convolutions of the formula, of which IGConv+ computes a third.
     """
 
     def make(crops: int) -> Work:
