@@ -40,49 +40,49 @@ def average_over_flips_and_rotations(kernel: Tensor) -> Tensor:
     return kernel
 
 
-def _places(scale: int, like: Tensor) -> Tensor:
-    """(x, y) of the sub-pixels of one LR pixel, row by row, (scale * scale, 2)."""
-    centres = grid_centres(scale, device=like.device, dtype=like.dtype)
+def _places(centres: Tensor) -> Tensor:
+    """(x, y) of the sub-pixels of one LR pixel, row by row, (scale * scale, 2); from `grid_centres`."""
     return torch.cartesian_prod(centres, centres).flip(-1)
 
 
 class _Waves(torch.autograd.Function):
-    """amplitude * [cos(theta), sin(theta)] where theta = x * along_x + y * along_y + phase.
+    """amplitude * [cos(theta), sin(theta)] where theta = x * along_x + y * along_y + phase, on a grid of places.
 
     PyTorch's own graph of this formula walks over the rows three times as often; they are many, and walking is all that
     is to be done. A cosine is written as a sine a quarter turn ahead, so that there is one array of waves.
     A second derivative is refused: the waves are no part of the graph, so it would be wrong.
 
     Args:
-        along: (groups, N, 2, w), turns per unit of x and of y.
-        amplitude: (groups, N, 2 * w), of the cosines, then of the sines.
-        phase: (groups, w).
-        places: (P, 2), x and y; takes no gradient.
+        along: (N, 2, w), turns per unit of x and of y.
+        amplitude: (N, 2 * w), of the cosines, then of the sines.
+        phase: (w,).
+        centres: (s,), places along one axis; takes no gradient.
 
     Returns:
-        (groups, N, P, 2 * w).
+        (N, s * s, 2 * w), y slowest.
     """
 
     @staticmethod
-    def forward(ctx: Any, along: Tensor, amplitude: Tensor, phase: Tensor, places: Tensor) -> Tensor:
-        along_x, along_y = torch.cat([along, along], dim=-1).split(1, dim=-2)  # (groups, N, 1, 2 * w) each
-        phase = torch.cat([phase + math.pi / 2, phase], dim=-1)[:, None, None]
-        theta = torch.addcmul(along_x * places[:, :1] + phase, along_y, places[:, 1:])
-        waves = theta.sin_()
-        ctx.save_for_backward(waves, amplitude, places)
-        return waves * amplitude[:, :, None]
+    def forward(ctx: Any, along: Tensor, amplitude: Tensor, phase: Tensor, centres: Tensor) -> Tensor:
+        along_x, along_y = torch.cat([along, along], dim=-1).unbind(-2)  # (N, 2 * w) each
+        phase = torch.cat([phase + math.pi / 2, phase])
+        of_columns = along_x[:, None] * centres[:, None]  # (N, s, 2 * w)
+        of_lines = torch.addcmul(phase, along_y[:, None], centres[:, None])
+        waves = (of_lines[:, :, None] + of_columns[:, None]).flatten(1, 2).sin_()
+        ctx.save_for_backward(waves, amplitude, centres)
+        return waves * amplitude[:, None]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("a kernel of ImplicitKernel has first derivatives only: create_graph=True asks for more")
-        waves, amplitude, places = ctx.saved_tensors
+        waves, amplitude, centres = ctx.saved_tensors
         for_amplitude = (gradient * waves).sum(-2)
-        gradient = gradient * amplitude[:, :, None]
+        gradient = gradient * amplitude[:, None]
         for_cosines, for_sines = gradient.chunk(2, dim=-1)
         cosines, sines = waves.chunk(2, dim=-1)
         for_theta = (for_sines * cosines).addcmul_(for_cosines, sines, value=-1)
-        return places.T @ for_theta, for_amplitude, for_theta.sum((1, 2)), None
+        return _places(centres).T @ for_theta, for_amplitude, for_theta.sum((0, 1)), None
 
 
 class ImplicitKernel(nn.Module):
@@ -172,18 +172,20 @@ class ImplicitKernel(nn.Module):
         self._cache.clear()
         return super().train(mode)
 
-    def fourier_features(self, scale: int) -> Tensor:
-        """amplitude * [cos(pi theta), sin(pi theta)] at each sub-pixel, (groups, N, scale * scale, D / groups)."""
+    def fourier_features(self, scale: int) -> list[Tensor]:
+        """amplitude * [cos(pi theta), sin(pi theta)] at each sub-pixel; per group (N, scale * scale, D / groups)."""
         elements, groups = len(self.frequency), self.groups
-        # every groups-th frequency to the same group; of the amplitudes, a group has its cosines and its sines together
-        along = self.frequency.view(elements, 2, -1, groups).permute(3, 0, 1, 2)  # (groups, N, 2, D / 2 / groups)
-        amplitude = self.amplitude.view(elements, groups, -1).transpose(0, 1)  # (groups, N, D / groups)
         phase = self.phase.weight.flatten() * (2 / min(scale, self.max_scale)) + self.phase.bias  # (D / 2,)
-        return _Waves.apply(math.pi * along, amplitude, math.pi * phase.view(-1, groups).T, _places(scale, along))
+        # every groups-th frequency to the same group; of the amplitudes, a group has its cosines and its sines together
+        along = (math.pi * self.frequency).view(elements, 2, -1, groups).unbind(-1)
+        phase = (math.pi * phase).view(-1, groups).unbind(-1)
+        shares = zip(along, self.amplitude.chunk(groups, dim=-1), phase, strict=True)
+        centres = grid_centres(scale, device=self.frequency.device, dtype=self.frequency.dtype)
+        return [_Waves.apply(*share, centres) for share in shares]
 
     def plain_features(self, scale: int) -> list[Tensor]:
         """[code, x, y, 2 / scale] at each sub-pixel; per group (N, scale * scale, code width / groups + 3)."""
-        places = _places(scale, self.code)
+        places = _places(grid_centres(scale, device=self.code.device, dtype=self.code.dtype))
         places = torch.cat([places, torch.full_like(places[:, :1], 2 / min(scale, self.max_scale))], dim=1)
         places = places.expand(len(self.code), -1, -1)
         codes = self.code[:, None].expand(-1, scale**2, -1).chunk(self.groups, dim=-1)
@@ -213,6 +215,8 @@ class ImplicitKernel(nn.Module):
 
     def _share(self, layer: nn.Conv2d, group: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of one group of a layer."""
+        if self.groups == 1:  # a share that is the whole would be copied on the way back
+            return layer.weight, layer.bias
         weight = layer.weight.chunk(self.groups)[group]
         return weight, None if layer.bias is None else layer.bias.chunk(self.groups)[group]
 

@@ -17,17 +17,18 @@ def shaken(module):
     return module.eval()
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_waves_and_their_gradient_are_those_of_the_formula(groups):
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_waves_and_their_gradient_are_those_of_the_formula(scale):
     torch.manual_seed(0)
-    shapes = [(groups, 3, 2, 5), (groups, 3, 10), (groups, 5)]
+    shapes = [(3, 2, 5), (3, 10), (5,)]
     along, amplitude, phase = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
-    places = torch.rand(4, 2, dtype=torch.float64)
-    theta = torch.einsum("pa,gnaw->gnpw", places, along) + phase[:, None, None]
-    expected = amplitude[:, :, None] * torch.cat([theta.cos(), theta.sin()], dim=-1)
-    found = hypernetwork._Waves.apply(along, amplitude, phase, places)
+    centres = torch.rand(scale, dtype=torch.float64)
+    places = torch.tensor([(x, y) for y in centres for x in centres], dtype=torch.float64)
+    theta = torch.einsum("pa,naw->npw", places, along) + phase
+    expected = amplitude[:, None] * torch.cat([theta.cos(), theta.sin()], dim=-1)
+    found = hypernetwork._Waves.apply(along, amplitude, phase, centres)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(hypernetwork._Waves.apply, (along, amplitude, phase, places))
+    assert torch.autograd.gradcheck(hypernetwork._Waves.apply, (along, amplitude, phase, centres))
 
 
 def test_a_second_derivative_is_refused_and_not_wrong():
