@@ -348,9 +348,22 @@ def kernel_summary(table: pd.DataFrame, step: int) -> pd.DataFrame:
     rows = []
     for (way, level), group in table[table["step"] == step].groupby(["way", "level"], sort=False):
         found = statistics.bootstrap_mean(group.groupby("kernel")["error"].mean())
-        name = "mean over the pixel" if level == 0 else f"{level} half turn{'s' * (level > 1)}"
+        name = _level_name(level, "mean over the pixel")
         rows.append({"name": name, "group": way, "mean": found.mean, "low": found.low, "high": found.high})
     return pd.DataFrame(rows)
+
+
+def kernel_courses(table: pd.DataFrame) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Steps and error of each level, mean over kernels and seeds, by way: what `draw_error_courses` takes."""
+    courses: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for (way, level), errors in table.groupby(["way", "level"], sort=False)["error"]:
+        means = errors.groupby(table["step"]).mean()
+        courses.setdefault(way, {})[_level_name(level, "mean")] = means.index.to_numpy(), means.to_numpy()
+    return courses
+
+
+def _level_name(level: int, mean: str) -> str:
+    return mean if level == 0 else f"{level} half turn{'s' * (level > 1)}"
 
 
 def cycles_per_pixel(model_name: str = BUNDLED) -> Iterator[tuple[str, float]]:

@@ -143,6 +143,18 @@ def test_the_record_is_whole_and_says_what_the_notebook_says():
     assert fast["3 half turns"] < released["3 half turns"] / 3
 
 
+def test_courses_are_means_over_kernels_and_seeds():
+    table = spectral_study.recorded_kernel_fits()
+    courses = spectral_study.kernel_courses(table)
+    assert list(courses) == list(spectral_study.WAYS)
+    for way, lines in courses.items():
+        assert list(lines) == ["mean", "1 half turn", "2 half turns", "3 half turns"]
+        for level, (steps, errors) in enumerate(lines.values()):
+            assert steps.tolist() == sorted(table["step"].unique())
+            last = table.query("way == @way and level == @level and step == @steps[-1]")
+            assert errors[-1] == pytest.approx(last["error"].mean())
+
+
 def test_a_record_that_is_not_there_is_not_computed_in_passing(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "repo_data", lambda *parts: tmp_path.joinpath(*parts))
     monkeypatch.setattr(weights, "card", lambda name: type("Card", (), {"sha256": name}))
