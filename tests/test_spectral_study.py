@@ -151,8 +151,8 @@ def test_courses_are_means_over_kernels_and_seeds():
         assert list(lines) == ["mean", "1 half turn", "2 half turns", "3 half turns"]
         for level, (steps, errors) in enumerate(lines.values()):
             assert steps.tolist() == sorted(table["step"].unique())
-            last = table.query("way == @way and level == @level and step == @steps[-1]")
-            assert errors[-1] == pytest.approx(last["error"].mean())
+            asked = (table["way"] == way) & (table["level"] == level) & (table["step"] == steps[-1])
+            assert errors[-1] == pytest.approx(table.loc[asked, "error"].mean())
 
 
 def test_a_record_that_is_not_there_is_not_computed_in_passing(monkeypatch, tmp_path):
