@@ -136,7 +136,16 @@ def _recipe(asked: dict[str, Any], values: dict[str, Any]) -> train.Recipe:
         raise ValueError(
             f"{said}: expected one of {known}, or --resume FOLDER (example: srlab train --recipe demo --steps 300)"
         )
-    return dataclasses.replace(train.RECIPES[name], **values)
+    recipe = train.RECIPES[name]
+    try:
+        return dataclasses.replace(recipe, **values)
+    except ValueError as error:
+        if not str(error).startswith("unknown size") or "sizes" in values:
+            raise
+        sizes = " ".join(f"{size}={value}" for size, value in recipe.sizes.items())
+        raise ValueError(
+            f"{error}. The recipe has {sizes}: say --sizes again, for what you put in its place"
+        ) from error
 
 
 def _print_launch(recipe: train.Recipe, asked: dict[str, Any], values: dict[str, Any]) -> None:

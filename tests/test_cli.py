@@ -120,6 +120,7 @@ def test_train_help_shows_every_field_with_its_docstring_and_default(capsys):
         (["train", "--resume", "nowhere"], "nowhere"),
         (["train", "--recipe", "smoke", "--sizes", "channels"], "expected NAME=VALUE"),
         (["train", "--recipe", "smoke", "--sizes", "chanels=8"], "unknown size 'chanels'"),
+        (["train", "--recipe", "demo", "--upsampler", "spconv", "--scales", "2"], "say --sizes again"),
         (["figures", "77"], "no notebook"),
     ],
 )
